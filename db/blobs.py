@@ -1,0 +1,93 @@
+"""Content-addressed bytes on disk: stream in, sha256, fsync, rename. Once per tenant and content."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db.session import Database
+
+_READ_BYTES = 1 << 20
+
+
+class BlobWriter:
+    """Bytes on their way in. Leaves nothing behind unless `keep` was called."""
+
+    def __init__(self, root: Path, org_id: str) -> None:
+        self._root, self._org_id = root, org_id
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+        incoming = root / "incoming"
+        incoming.mkdir(parents=True, exist_ok=True)
+        self._temp = incoming / secrets.token_hex(16)
+        self._out = self._temp.open("xb")
+
+    def __enter__(self) -> "BlobWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.close()
+        self._temp.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """Append `chunk`. Raises OSError (ENOSPC) when the disk is full."""
+        self._out.write(chunk)
+        self._hash.update(chunk)
+        self.size_bytes += len(chunk)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what was written so far."""
+        return self._hash.hexdigest()
+
+    def sync(self) -> None:
+        """Put the bytes on disk. Call before `keep`, outside any transaction: it is slow."""
+        self._out.flush()
+        os.fsync(self._out.fileno())
+
+    def keep(self) -> None:
+        """Give the bytes their final name. Call inside the transaction that records them, under `lock`."""
+        target = path_of(self._root, self._org_id, self.sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self._temp, target)
+        _sync_folder(target.parent)
+
+
+def path_of(root: Path, org_id: str, sha256: str) -> Path:
+    """Where the bytes with this digest lie; nothing of it comes from a client's text."""
+    return root / org_id / sha256[:2] / sha256
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a blob, 1 MiB at a time."""
+    with path.open("rb") as source:
+        while chunk := source.read(_READ_BYTES):
+            yield chunk
+
+
+@contextmanager
+def locked(database: Database, sha256: str) -> Iterator[Session]:
+    """A write transaction that excludes every other keeper or remover of the same content.
+
+    SQLite has one writer at a time anyway; PostgreSQL takes an advisory lock until the commit.
+    """
+    with database.write() as session:
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
+        yield session
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

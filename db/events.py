@@ -1,0 +1,62 @@
+"""What happened to a job, in order, as the user will read it."""
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db.ids import new_id
+from db.models import Event, Job
+from db.pages import Page, paginate
+from db.scope import scoped
+from db.session import clock
+
+
+def add(
+    session: Session,
+    job: Job,
+    message: str,
+    *,
+    level: str = "info",
+    type_: str = "message",
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Append an event to the history of `job`."""
+    session.add(
+        Event(
+            id=new_id("ftevent-"),
+            org_id=job.org_id,
+            job_id=job.id,
+            level=level,
+            type=type_,
+            message=message,
+            data=data or {},
+            created_at=clock(session),
+        )
+    )
+    session.flush()
+
+
+def list_page(
+    session: Session, *, org_id: str, job_id: str, after: str | None, limit: int, descending: bool = True
+) -> Page:
+    """Events of a job, newest first unless told otherwise."""
+    return paginate(
+        session,
+        scoped(Event, org_id).where(Event.job_id == job_id),
+        order_by=(Event.seq,),
+        id_column=Event.id,
+        after=after,
+        limit=limit,
+        descending=descending,
+    )
+
+
+def describe_metrics(step: int, total_steps: int, data: dict[str, Any]) -> str:
+    """The one-line reading of a metrics record, in the words of OpenAI's events."""
+    named = (
+        ("training loss", data.get("train_loss")),
+        ("validation loss", data.get("valid_loss")),
+        ("full validation loss", data.get("full_valid_loss")),
+    )
+    parts = [f"{name}={value:.4f}" for name, value in named if value is not None]
+    return f"Step {step}/{total_steps}" + (": " + ", ".join(parts) if parts else "")

@@ -1,0 +1,105 @@
+"""Uploaded files: recorded with their bytes, checked by a worker, deleted when nothing needs them."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from db import blobs, tasks
+from db.blobs import BlobWriter
+from db.errors import Conflict, NotFound
+from db.ids import new_id
+from db.models import File, Job
+from db.pages import Page, paginate
+from db.scope import scoped
+from db.session import Database, clock
+from db.states import JOB_TERMINAL
+
+
+def create(database: Database, writer: BlobWriter, *, org_id: str, filename: str, purpose: str) -> File:
+    """Record an upload and queue its check. Training files are checked; others are processed as they are."""
+    writer.sync()
+    with blobs.locked(database, writer.sha256) as session:
+        writer.keep()
+        checked = purpose == "fine-tune"
+        file = File(
+            id=new_id("file-"),
+            org_id=org_id,
+            filename=filename,
+            purpose=purpose,
+            bytes=writer.size_bytes,
+            sha256=writer.sha256,
+            status="uploaded" if checked else "processed",
+            created_at=clock(session),
+        )
+        session.add(file)
+        session.flush()
+        if checked:
+            tasks.enqueue(session, kind="validate", subject_id=file.id, org_id=org_id)
+        return file
+
+
+def get(session: Session, file_id: str, *, org_id: str) -> File:
+    """Raises `NotFound`."""
+    file = session.scalar(scoped(File, org_id).where(File.id == file_id))
+    if file is None:
+        raise NotFound("file", file_id)
+    return file
+
+
+def list_page(
+    session: Session, *, org_id: str, purpose: str | None, after: str | None, limit: int, descending: bool
+) -> Page:
+    """Files of a tenant by time of upload."""
+    select_ = scoped(File, org_id)
+    if purpose is not None:
+        select_ = select_.where(File.purpose == purpose)
+    return paginate(
+        session,
+        select_,
+        order_by=(File.created_at, File.id),
+        id_column=File.id,
+        after=after,
+        limit=limit,
+        descending=descending,
+    )
+
+
+def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) -> None:
+    """Delete a file, and its bytes unless another file has the same. Raises `NotFound`, `Conflict`."""
+    with database.write() as session:
+        file = session.scalar(scoped(File, org_id).where(File.id == file_id).with_for_update())
+        if file is None:
+            raise NotFound("file", file_id)
+        user = session.scalar(
+            scoped(Job, org_id).where(
+                Job.status.not_in(JOB_TERMINAL),
+                or_(Job.training_file == file_id, Job.validation_file == file_id),
+            )
+        )
+        if user is not None:
+            raise Conflict("file_in_use", f"File '{file_id}' is used by the unfinished job '{user.id}'.")
+        tasks.close_waiting(session, kind="validate", subject_id=file_id)
+        session.delete(file)
+    # Only after the commit: had it failed, the row would have outlived its bytes.
+    with blobs.locked(database, file.sha256) as session:
+        same = session.scalar(
+            select(func.count()).select_from(
+                scoped(File, org_id).where(File.sha256 == file.sha256).subquery()
+            )
+        )
+        if not same:
+            blobs.path_of(blobs_dir, org_id, file.sha256).unlink(missing_ok=True)
+
+
+def record_check(session: Session, file_id: str, *, report: dict[str, Any], error: str | None) -> None:
+    """Store what the check of a file found; `error` is the first thing wrong, None when all rows are good."""
+    file = session.get(File, file_id)
+    if file is None:
+        return  # deleted while it was checked
+    file.rows = report.get("rows")
+    file.report = report
+    file.status = "processed" if error is None else "error"
+    file.status_details = error
+    session.flush()

@@ -1,0 +1,307 @@
+"""The only writer of job state. Every change is a compare-and-swap on the status and leaves an event."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, or_, select, update
+from sqlalchemy.orm import Session
+
+from db import events, registry, tasks
+from db.errors import Conflict, IllegalTransition, NotFound
+from db.ids import new_id
+from db.models import File, Job, Org
+from db.pages import Page, paginate
+from db.scope import scoped
+from db.session import clock
+from db.states import JOB_TERMINAL, check_job_transition
+from db.tasks import Lease
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a submission asks for, validated by the caller."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    method: str
+    spec_version: int
+    spec: dict[str, Any]
+    resources: dict[str, Any]
+    seed: int
+    suffix: str | None = None
+    metadata: dict[str, Any] | None = None
+    integrations: list[Any] | None = None
+
+    @property
+    def devices_needed(self) -> int:
+        """Devices that one attempt holds while it trains."""
+        return int(self.resources["nproc_per_node"])
+
+
+def create(session: Session, new: NewJob, *, org_id: str) -> Job:
+    """Accept a job: row, first events and, when its files are checked already, the task.
+
+    Raises `NotFound` for an unknown model or file and `Conflict` for one that cannot be used.
+    """
+    model = registry.get_ready(session, new.model, org_id=org_id)
+    files = [_usable_file(session, new.training_file, "training_file", org_id=org_id)]
+    if new.validation_file is not None:
+        files.append(_usable_file(session, new.validation_file, "validation_file", org_id=org_id))
+    job = Job(
+        id=new_id("ftjob-"),
+        org_id=org_id,
+        status="validating_files",
+        model_id=model.id,
+        model_pk=model.pk,
+        training_file=new.training_file,
+        validation_file=new.validation_file,
+        method=new.method,
+        spec_version=new.spec_version,
+        spec=new.spec,
+        resources=new.resources,
+        seed=new.seed,
+        suffix=new.suffix,
+        metadata_=new.metadata,
+        integrations=new.integrations,
+        created_at=clock(session),
+    )
+    session.add(job)
+    session.flush()
+    events.add(session, job, f"Created fine-tuning job: {job.id}")
+    named = f"Validating training file: {new.training_file}"
+    if new.validation_file is not None:
+        named += f" and validation file: {new.validation_file}"
+    events.add(session, job, named)
+    if all(file.status == "processed" for file in files):
+        _queue(session, job)
+    return job
+
+
+def get(session: Session, job_id: str, *, org_id: str) -> Job:
+    """Raises `NotFound`."""
+    job = session.scalar(scoped(Job, org_id).where(Job.id == job_id))
+    if job is None:
+        raise NotFound("fine-tuning job", job_id)
+    return job
+
+
+def list_page(session: Session, *, org_id: str, status: str | None, after: str | None, limit: int) -> Page:
+    """Jobs of a tenant, newest first."""
+    select_ = scoped(Job, org_id)
+    if status is not None:
+        select_ = select_.where(Job.status == status)
+    return paginate(
+        session, select_, order_by=(Job.created_at, Job.id), id_column=Job.id, after=after, limit=limit
+    )
+
+
+def request_cancel(session: Session, job_id: str, *, org_id: str) -> Job:
+    """Cancel a job: at once if nobody works on it, else its worker is told at its next heartbeat.
+
+    Raises `NotFound`; `Conflict` with `job_not_cancellable` when it is over.
+    """
+    # The task first: whether a worker has it decides who ends the job.
+    unclaimed = tasks.close_waiting(session, kind="train", subject_id=job_id)
+    job = session.scalar(scoped(Job, org_id).where(Job.id == job_id).with_for_update())
+    if job is None:
+        raise NotFound("fine-tuning job", job_id)
+    if job.status in JOB_TERMINAL:
+        raise Conflict("job_not_cancellable", f"Job '{job_id}' has {job.status} and cannot be cancelled.")
+    unclaimed = unclaimed or job.status == "validating_files"
+    if tasks.close_waiting(session, kind="merge", subject_id=job_id):
+        unclaimed = True
+    if unclaimed:
+        _move(session, job, "cancelled", message="Fine-tuning job cancelled")
+    elif job.cancel_requested_at is None:
+        job.cancel_requested_at = clock(session)
+        events.add(session, job, "Cancellation requested")
+    return job
+
+
+def files_checked(session: Session, file_id: str) -> None:
+    """Queue or fail the jobs that waited for the check of `file_id`."""
+    waiting = session.scalars(
+        select(Job)
+        .where(
+            Job.status == "validating_files",
+            or_(Job.training_file == file_id, Job.validation_file == file_id),
+        )
+        .with_for_update()
+    )
+    for job in waiting:
+        statuses = {}
+        for param in ("training_file", "validation_file"):
+            name = getattr(job, param)
+            file = session.get(File, name) if name else None
+            if file is not None and file.status == "error":
+                error = {"code": f"invalid_{param}", "message": file.status_details, "param": param}
+                _move(session, job, "failed", message=f"Job failed: {file.status_details}", error=error)
+                break
+            statuses[param] = file.status if file is not None else "processed"
+        else:
+            if set(statuses.values()) == {"processed"}:
+                _queue(session, job)
+
+
+def start(session: Session, lease: Lease, *, resolved: dict[str, Any]) -> Job:
+    """A worker claimed the job: it runs now, with `resolved` hyperparameters."""
+    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    again = job.started_at is not None
+    message = f"Fine-tuning job goes on (attempt {lease.token})" if again else "Fine-tuning job started"
+    job.resolved = resolved
+    job.started_at = job.started_at or clock(session)
+    _move(session, job, "running", message=message)
+    return job
+
+
+def cancel_requested(session: Session, job_id: str) -> bool:
+    """Whether the user asked for the end of the job."""
+    return session.scalar(select(Job.cancel_requested_at).where(Job.id == job_id)) is not None
+
+
+def set_phase(session: Session, job: Job, phase: str) -> None:
+    """Finer progress of a running job."""
+    job.phase = phase
+    session.flush()
+
+
+def set_progress(session: Session, job: Job, progress: dict[str, Any]) -> None:
+    """The latest step as the user sees it."""
+    job.progress = progress
+    session.flush()
+
+
+def finish_training(session: Session, lease: Lease, *, exit_: dict[str, Any]) -> None:
+    """Training is done: free the devices and queue the merge. Call inside `tasks.fenced`."""
+    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    tasks.finish(session, lease, outcome="done", exit_=exit_)
+    job.phase, job.trained_attempt = "merging", lease.token
+    job.trained_tokens = exit_.get("trained_tokens")
+    tasks.enqueue(session, kind="merge", subject_id=job.id, org_id=job.org_id)
+    events.add(session, job, "Training finished; merging the adapter into its base", data={"exit": exit_})
+
+
+def finish_merge(
+    session: Session, lease: Lease, *, path: Path, adapter_path: Path, report: dict[str, Any]
+) -> Job:
+    """The merge is verified: register the model and end the job. Call inside `tasks.fenced`."""
+    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    tasks.finish(session, lease, outcome="done", exit_=report)
+    org = session.get_one(Org, job.org_id)
+    model = registry.register_merged(
+        session, job, path=path, adapter_path=adapter_path, report=report, org_name=org.name
+    )
+    job.fine_tuned_model = model.id
+    events.add(session, job, f"New fine-tuned model created: {model.id}", data={"merge": report})
+    _move(session, job, "succeeded", message="The job has successfully completed")
+    return job
+
+
+def fail(
+    session: Session, lease: Lease, *, error: dict[str, Any], exit_: dict[str, Any] | None = None
+) -> None:
+    """End the job with `error` ({code, message, param}). Call inside `tasks.fenced`."""
+    tasks.finish(session, lease, outcome="failed", exit_=exit_)
+    _fail(session, lease.subject_id, error)
+
+
+def cancel(session: Session, lease: Lease, *, exit_: dict[str, Any] | None = None) -> None:
+    """The worker stopped the job as the user asked. Call inside `tasks.fenced`."""
+    tasks.finish(session, lease, outcome="cancelled", exit_=exit_)
+    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    _move(session, job, "cancelled", message="Fine-tuning job cancelled")
+
+
+def give_back(
+    session: Session, lease: Lease, *, exit_: dict[str, Any] | None, charge: bool, why: str
+) -> None:
+    """Put the job back into the queue after an interruption, or end it when no attempt is left.
+
+    `charge=False` for interruptions that the service itself made. Call inside `tasks.fenced`.
+    """
+    outcome = "failed" if charge else "stopped"
+    delay_s = 5.0 if charge else 0.0
+    again = tasks.requeue(session, lease, outcome=outcome, charge=charge, delay_s=delay_s, exit_=exit_)
+    after_interruption(session, lease, again=again, why=why)
+
+
+def after_interruption(session: Session, lease: Lease, *, again: bool, why: str) -> None:
+    """What a lost or returned train or merge task means for its job."""
+    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    if job.cancel_requested_at is not None:
+        tasks.close_waiting(session, kind=lease.kind, subject_id=job.id)
+        _move(session, job, "cancelled", message="Fine-tuning job cancelled")
+    elif not again:
+        _fail(
+            session,
+            job.id,
+            {"code": "too_many_attempts", "message": f"{why}; no attempt is left.", "param": None},
+        )
+    elif lease.kind == "train":
+        _move(session, job, "queued", message=f"{why}; the job waits for another attempt", level="warn")
+    else:
+        events.add(session, job, f"{why}; the merge is tried again", level="warn")
+
+
+def _fail(session: Session, job_id: str, error: dict[str, Any]) -> None:
+    job = session.get_one(Job, job_id, with_for_update=True)
+    _move(session, job, "failed", message=f"Job failed: {error['message']}", level="error", error=error)
+
+
+def _queue(session: Session, job: Job) -> None:
+    tasks.enqueue(
+        session,
+        kind="train",
+        subject_id=job.id,
+        org_id=job.org_id,
+        devices_needed=int(job.resources["nproc_per_node"]),
+    )
+    _move(session, job, "queued", message="Files validated, moving job to queued state")
+
+
+def _move(
+    session: Session,
+    job: Job,
+    following: str,
+    *,
+    message: str,
+    level: str = "info",
+    error: dict[str, Any] | None = None,
+) -> None:
+    current = job.status
+    if not check_job_transition(current, following):
+        raise IllegalTransition(f"job {job.id}: {current} -> {following}")
+    session.flush()
+    values: dict[str, Any] = {"status": following}
+    if following in JOB_TERMINAL:
+        values |= {"finished_at": clock(session), "error": error, "phase": None}
+    elif following == "queued":
+        values["phase"] = None
+    moved = session.execute(
+        update(Job)
+        .where(Job.id == job.id, Job.status == current)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    if cast(CursorResult[Any], moved).rowcount != 1:
+        raise IllegalTransition(f"job {job.id}: no longer {current}")
+    session.refresh(job)
+    events.add(
+        session, job, message, level=level, data={"status": following} | ({"error": error} if error else {})
+    )
+
+
+def _usable_file(session: Session, file_id: str, param: str, *, org_id: str) -> File:
+    # Locked against the check that may end right now: it would miss the job that starts to wait for it.
+    file = session.scalar(scoped(File, org_id).where(File.id == file_id).with_for_update(read=True))
+    if file is None:
+        raise NotFound("file", file_id)
+    if file.purpose != "fine-tune":
+        raise Conflict(
+            "invalid_file_purpose", f"File '{file_id}' has the purpose '{file.purpose}'.", param=param
+        )
+    if file.status == "error":
+        raise Conflict("invalid_" + param, f"File '{file_id}' is invalid: {file.status_details}", param=param)
+    return file

@@ -1,0 +1,33 @@
+"""Bring a database to the newest schema, one process at a time."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+
+from db.models import Base
+from db.session import Database
+
+_MIGRATIONS_DIR = Path(__file__).parent / "migrations"
+_ADVISORY_LOCK = 0x5265736964656E63  # the bytes of "Residenc"
+
+
+def upgrade(database: Database) -> None:
+    """Run the pending migrations in one transaction under a lock; the second caller finds nothing to do."""
+    with database.write() as session:
+        connection = session.connection()
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS_DIR))
+    config.attributes["metadata"] = Base.metadata
+    return config

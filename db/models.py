@@ -1,0 +1,317 @@
+"""The tables. Invariants are CHECKs and partial unique indexes here, so that no code path can break them."""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from db import states
+
+# SQLite only autoincrements INTEGER keys; PostgreSQL should not run out at 2^31.
+_BigKey = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Times are Unix seconds (double precision); ids are text with a prefix that names their kind."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own declaration form)
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        float: Double(),
+        str: Text(),
+    }
+
+
+def _one_of(column: str, values: tuple[str, ...] | frozenset[str] | dict[str, Any]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in sorted(values))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _unique_where(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, unique=True, sqlite_where=text(where), postgresql_where=text(where))
+
+
+class Org(Base):
+    """A tenant. Every owned row names one."""
+
+    __tablename__ = "orgs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[float]
+
+
+class Owned:
+    """What belongs to a tenant; read it through `db.scope.scoped`."""
+
+    org_id: Mapped[str] = mapped_column(ForeignKey("orgs.id"))
+
+
+class ApiKey(Owned, Base):
+    """A bearer key: its public id and an HMAC of the whole; the key itself is nowhere."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (_one_of("role", ("admin", "user")),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str]
+    digest: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class File(Owned, Base):
+    """An uploaded file; the bytes lie in the blob store under `sha256`."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        _one_of("status", states.FILE_STATES),
+        CheckConstraint("bytes >= 0", name="bytes"),
+        Index(None, "org_id", "created_at", "id"),
+        Index(None, "org_id", "sha256"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+    rows: Mapped[int | None]
+    report: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+
+
+class Model(Owned, Base):
+    """A model that can be trained on or served: an imported base or a merged result, with its lineage."""
+
+    __tablename__ = "models"
+    __table_args__ = (
+        _one_of("kind", ("base", "merged")),
+        _one_of("status", states.MODEL_STATES),
+        CheckConstraint(
+            "status <> 'ready' OR (path IS NOT NULL AND digest IS NOT NULL)", name="ready_has_path"
+        ),
+        _unique_where("uq_models_live_id", "org_id", "id", where="deleted_at IS NULL"),
+        _unique_where("uq_models_public_id", "id", where="deleted_at IS NULL AND public"),
+        _unique_where("uq_models_job", "job_id", where="job_id IS NOT NULL"),
+    )
+    pk: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    id: Mapped[str]
+    public: Mapped[bool]
+    kind: Mapped[str]
+    status: Mapped[str]
+    source: Mapped[str]
+    path: Mapped[str | None]
+    digest: Mapped[str | None]
+    adapter_path: Mapped[str | None]
+    details: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    parent_id: Mapped[str | None]
+    root_id: Mapped[str]
+    job_id: Mapped[str | None]
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+
+
+class Job(Owned, Base):
+    """A fine-tuning job. Only `db.jobs` writes its state."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        _one_of("status", states.JOB_STATES),
+        _one_of("phase", states.JOB_PHASES),
+        CheckConstraint(
+            "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"
+        ),
+        CheckConstraint("status <> 'succeeded' OR fine_tuned_model IS NOT NULL", name="succeeded_has_model"),
+        CheckConstraint("(status = 'failed') = (error IS NOT NULL)", name="failed_has_error"),
+        Index(None, "org_id", "created_at", "id"),
+        Index(None, "status"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    phase: Mapped[str | None]
+    model_id: Mapped[str]
+    model_pk: Mapped[int] = mapped_column(ForeignKey("models.pk"))
+    training_file: Mapped[str]
+    validation_file: Mapped[str | None]
+    method: Mapped[str]
+    spec_version: Mapped[int]
+    spec: Mapped[dict[str, Any]]
+    resolved: Mapped[dict[str, Any] | None]
+    resources: Mapped[dict[str, Any]]
+    seed: Mapped[int]
+    suffix: Mapped[str | None]
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    integrations: Mapped[list[Any] | None]
+    progress: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    fine_tuned_model: Mapped[str | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    trained_attempt: Mapped[int | None]
+    cancel_requested_at: Mapped[float | None]
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class Task(Owned, Base):
+    """A unit of work that one worker at a time may own: train, merge, validate or import one subject.
+
+    `token` is the fence: it rises with every claim, and a write on behalf of the work names the token it
+    was claimed with.
+    """
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        _one_of("kind", states.TASK_QUEUES),
+        _one_of("status", states.TASK_STATES),
+        CheckConstraint("(status = 'leased') = (node IS NOT NULL)", name="leased_has_node"),
+        CheckConstraint("(status = 'leased') = (lease_expires_at IS NOT NULL)", name="leased_has_expiry"),
+        CheckConstraint("charged >= 0 AND charged <= max_attempts", name="charged"),
+        UniqueConstraint("kind", "subject_id"),
+        Index(None, "status", "queue", "priority", "created_at"),
+    )
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    kind: Mapped[str]
+    queue: Mapped[str]
+    subject_id: Mapped[str]
+    status: Mapped[str]
+    priority: Mapped[int]
+    devices_needed: Mapped[int]
+    token: Mapped[int] = mapped_column(BigInteger)
+    node: Mapped[str | None]
+    lease_expires_at: Mapped[float | None]
+    charged: Mapped[int]
+    max_attempts: Mapped[int]
+    not_before: Mapped[float]
+    created_at: Mapped[float]
+
+
+class Attempt(Owned, Base):
+    """One claim of a task, from lease to outcome: the history that proves who owned what when."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        _one_of("outcome", states.ATTEMPT_OUTCOMES),
+        CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended_has_outcome"),
+        UniqueConstraint("task_id", "token"),
+        _unique_where("uq_attempts_live", "task_id", where="ended_at IS NULL"),
+    )
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
+    token: Mapped[int] = mapped_column(BigInteger)
+    node: Mapped[str]
+    owner_pid: Mapped[int]
+    owner_started_at: Mapped[float]
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None]
+    exit: Mapped[dict[str, Any] | None]
+    events_offset: Mapped[int] = mapped_column(BigInteger)
+
+
+class DeviceLease(Base):
+    """A device of a node held by an attempt, until it is proven free."""
+
+    __tablename__ = "device_leases"
+    __table_args__ = (_unique_where("uq_device_leases_live", "node", "device", where="released_at IS NULL"),)
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    node: Mapped[str]
+    device: Mapped[str]
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id"), index=True)
+    leased_at: Mapped[float]
+    released_at: Mapped[float | None]
+
+
+class Event(Owned, Base):
+    """What happened to a job, in order of `seq`."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        _one_of("level", ("info", "warn", "error")),
+        _one_of("type", ("message", "metrics")),
+        Index(None, "job_id", "seq"),
+    )
+    seq: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class Checkpoint(Owned, Base):
+    """A verified checkpoint that a trainer reported."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    path: Mapped[str]
+    manifest_sha256: Mapped[str]
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class Deployment(Owned, Base):
+    """A model that should answer: `desired` is the user's word, `status` what the node's reconciler saw."""
+
+    __tablename__ = "deployments"
+    __table_args__ = (
+        _one_of("desired", ("running", "stopped")),
+        _one_of("status", states.DEPLOYMENT_STATES),
+        CheckConstraint("status <> 'ready' OR address IS NOT NULL", name="ready_has_address"),
+        _unique_where("uq_deployments_live", "org_id", "model_id", where="desired = 'running'"),
+        Index(None, "org_id", "created_at", "id"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str]
+    model_pk: Mapped[int] = mapped_column(ForeignKey("models.pk"))
+    auto: Mapped[bool]
+    desired: Mapped[str]
+    status: Mapped[str]
+    node: Mapped[str | None]
+    address: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    restarts: Mapped[int]
+    created_at: Mapped[float]
+    last_used_at: Mapped[float]
+    stopped_at: Mapped[float | None]
+
+
+class IdempotentRequest(Owned, Base):
+    """The answer given under an `Idempotency-Key`, to be given again."""
+
+    __tablename__ = "idempotent_requests"
+    __table_args__ = (UniqueConstraint("org_id", "key"),)
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    key: Mapped[str]
+    request_hash: Mapped[str]
+    response: Mapped[dict[str, Any]]
+    created_at: Mapped[float]

@@ -1,0 +1,45 @@
+"""What happens to work whose owner is gone."""
+
+from sqlalchemy.orm import Session
+
+from db import files, jobs, registry, tasks
+from db.session import Database
+from db.tasks import Lease
+
+
+def reap(database: Database, *, ttl_s: float) -> int:
+    """Take expired leases away, one short transaction each. Returns how many."""
+    with database.read() as session:
+        leases = tasks.expired(session, ttl_s=ttl_s)
+    return sum(_take(database, lease, "Worker lost (no heartbeat)") for lease in leases)
+
+
+def abandon(database: Database, attempt_id: int) -> bool:
+    """Take the lease of an attempt whose owner is known to be dead, without waiting for it to expire."""
+    with database.read() as session:
+        lease = tasks.lease_of(session, attempt_id)
+    return lease is not None and _take(database, lease, "Worker process died")
+
+
+def _take(database: Database, lease: Lease, why: str) -> bool:
+    with database.write() as session:
+        again = tasks.take_away(session, lease)
+        if again is None:
+            return False
+        _tell_subject(session, lease, again=again, why=why)
+        return True
+
+
+def _tell_subject(session: Session, lease: Lease, *, again: bool, why: str) -> None:
+    if lease.kind in ("train", "merge"):
+        jobs.after_interruption(session, lease, again=again, why=why)
+    elif again:
+        return
+    elif lease.kind == "validate":
+        message = "The file could not be checked: the check died on every attempt."
+        files.record_check(session, lease.subject_id, report={}, error=message)
+        jobs.files_checked(session, lease.subject_id)
+    elif lease.kind == "import":
+        registry.fail_import(
+            session, int(lease.subject_id), code="worker_lost", message="The import died on every attempt."
+        )

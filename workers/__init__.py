@@ -1,0 +1,1 @@
+"""Rows become processes here: training, merging, serving engines."""

@@ -1,0 +1,72 @@
+"""The Celery application. Its messages are doorbells that name no work; the database owns the work."""
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from db.session import Database
+from db.settings import DatabaseSettings
+from workers.settings import WorkerSettings
+
+QUEUES = ("train", "cpu")
+RING_TASK = "workers.ring"
+
+settings = WorkerSettings()
+app = Celery("residency", broker=settings.redis_url, include=["workers.ring"])
+app.conf.update(
+    # A late ack makes Redis deliver the message again when its visibility timeout ends: a second run of an
+    # hours-long task beside the first. The lease in the database is the only redelivery there is.
+    task_acks_late=False,
+    # A message prefetched behind a busy slot is redelivered elsewhere and then runs here too.
+    worker_disable_prefetch=True,
+    worker_prefetch_multiplier=1,
+    # A fresh process for every piece of work: nothing leaks from one into the next.
+    worker_max_tasks_per_child=1,
+    # Threads would break the parent-death signal, which follows the thread that forked.
+    worker_pool="prefork",
+    # Outcomes live in the database; a result backend would be a second, weaker copy.
+    task_ignore_result=True,
+    result_backend=None,
+    # No pickle: a message must not be able to run code.
+    accept_content=["json"],
+    task_serializer="json",
+    # The default gives up after 100 tries and leaves a deaf worker behind.
+    broker_connection_max_retries=None,
+    broker_connection_retry_on_startup=True,
+    # Losing the broker must not touch work that runs: it needs only the database.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # A caller that rings while Redis is away must get on quickly; the beat rings again.
+    broker_transport_options={"socket_connect_timeout": 2.0},
+    task_default_queue="cpu",
+    task_create_missing_queues=True,
+    worker_hijack_root_logger=False,
+    worker_send_task_events=False,
+    event_queue_expires=60,
+    timezone="UTC",
+    # At most one unread ring a queue a tick: fifty once piled up behind one busy slot.
+    beat_schedule={
+        f"ring-{queue}": {
+            "task": RING_TASK,
+            "schedule": settings.tick_s,
+            "args": (queue,),
+            "options": {"queue": queue, "expires": settings.tick_s},
+        }
+        for queue in QUEUES
+    },
+)
+
+_databases: list[Database] = []
+
+
+def database() -> Database:
+    """This process' database."""
+    if not _databases:
+        _databases.append(Database(DatabaseSettings().url))
+    return _databases[0]
+
+
+@worker_process_init.connect
+def _after_fork(**_: object) -> None:
+    # Connections made before the fork belong to the parent; sharing a socket corrupts both streams.
+    for inherited in _databases:
+        inherited.dispose(close=False)
+    _databases.clear()

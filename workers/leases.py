@@ -1,0 +1,93 @@
+"""A worker's side of a lease: renewals, and what to do when the database cannot be reached."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from db import recovery, tasks
+from db.errors import LeaseLost
+from db.models import Task
+from db.session import Database
+from db.tasks import Lease, Owner
+from workers import processes
+from workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Heartbeat:
+    """Renews one lease, with some of the caller's writes in the same transaction."""
+
+    def __init__(self, database: Database, lease: Lease, settings: WorkerSettings) -> None:
+        self._database, self._lease, self._settings = database, lease, settings
+        self._answered_at = time.monotonic()
+        # Cancels must be seen within 5 s, whatever the heartbeat is set to.
+        self.interval_s = min(settings.heartbeat_s, 2.0)
+
+    def beat(self, write: Callable[[Session], T]) -> T | None:
+        """Renew the lease and run `write` in one transaction; None while the database is away.
+
+        Raises `LeaseLost` when another owner exists, or when the database has been away for too long.
+        """
+        try:
+            with self._database.write() as session:
+                tasks.check(session, self._lease, ttl_s=self._settings.lease_ttl_s)
+                result = write(session)
+        except OperationalError as error:
+            away_s = time.monotonic() - self._answered_at
+            logger.warning("database away for %.0f s: %s", away_s, error)
+            if away_s > self._settings.database_patience_s:
+                raise LeaseLost(f"the database has been away for {away_s:.0f} s") from error
+            return None
+        self._answered_at = time.monotonic()
+        return result
+
+    def settle(self, write: Callable[[Session], None]) -> None:
+        """Run the finishing transaction, waiting for the database as long as patience lasts."""
+        while self.beat(lambda session: (write(session), True)[1]) is None:
+            time.sleep(self.interval_s)
+
+
+def marker(database: Database, lease: Lease) -> str:
+    """The environment marker of everything started for `lease`."""
+    return processes.marker_of(database.url, lease.kind, lease.subject_id, lease.token)
+
+
+def this_owner(settings: WorkerSettings) -> Owner:
+    """The identity under which this process claims."""
+    pid, started_at = processes.identity()
+    return Owner(node=settings.node, pid=pid, started_at=started_at)
+
+
+def recover_node(database: Database, node: str) -> None:
+    """Give back the work of this node's dead workers, and free devices whose processes are proven gone."""
+    with database.read() as session:
+        orphaned = [
+            (attempt.id, _marker_of_attempt(session, database, attempt.task_id, attempt.token))
+            for attempt in tasks.live_attempts(session, node)
+            if not processes.is_alive(attempt.owner_pid, started_at=attempt.owner_started_at)
+        ]
+    for attempt_id, mark in orphaned:
+        # First the processes, then the lease: the next attempt must find the devices free.
+        processes.sweep(mark)
+        if recovery.abandon(database, attempt_id):
+            logger.warning("attempt %s of a dead worker was given back", attempt_id)
+    with database.read() as session:
+        unproven = [
+            (attempt.id, _marker_of_attempt(session, database, attempt.task_id, attempt.token))
+            for attempt in tasks.unproven_attempts(session, node)
+        ]
+    for attempt_id, mark in unproven:
+        if processes.sweep(mark):
+            with database.write() as session:
+                tasks.release_devices(session, attempt_id)
+
+
+def _marker_of_attempt(session: Session, database: Database, task_id: int, token: int) -> str:
+    task = session.get_one(Task, task_id)
+    return processes.marker_of(database.url, task.kind, task.subject_id, token)

@@ -1,0 +1,164 @@
+"""Child processes that cannot outlive us: parent-death signal, environment marker, sweep.
+
+torchrun puts each rank into a session of its own, so killing the agent, or its process group, leaves the
+ranks alive. Three things together leave none: `setpriv --pdeathsig` on the agent, the same call in each rank,
+and a sweep of /proc for the marker that every descendant inherits.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+MARKER = "RESIDENCY_ATTEMPT"
+# What a child may inherit. Everything else, database and broker addresses above all, stays here.
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "NCCL_SOCKET_IFNAME")
+_POLL_S = 0.1
+
+
+def marker_of(database_url: str, kind: str, subject_id: str, token: int) -> str:
+    """Text that names one attempt among all installations of this machine."""
+    installation = hashlib.sha256(database_url.encode()).hexdigest()[:12]
+    return f"{installation}/{kind}/{subject_id}/{token}"
+
+
+def child_environment(marker: str, **extra: str) -> dict[str, str]:
+    """The environment of a trainer, merge, import or engine process."""
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return inherited | {
+        MARKER: marker,
+        "HOME": "/nonexistent",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # A folder named `trainers` in the working directory would be imported instead of ours.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "CUDA_VISIBLE_DEVICES": "",
+        **extra,
+    }
+
+
+def spawn(argv: list[str], *, env: dict[str, str], cwd: Path, log_path: Path) -> subprocess.Popen[bytes]:
+    """Start `argv` so that it dies with this thread's process; its output is appended to `log_path`.
+
+    `setpriv` sets the signal by exec; a `preexec_fn` can deadlock in a parent that has threads.
+    """
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *argv],  # noqa: S607 (part of util-linux)
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line of `python -m module` under this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def supervise(
+    process: subprocess.Popen[bytes],
+    *,
+    marker: str,
+    on_beat: Callable[[], bool],
+    beat_s: float,
+    grace_s: float,
+) -> None:
+    """Wait for the end of `process`, calling `on_beat` every `beat_s`; True from it asks for a graceful stop.
+
+    However this returns or raises, no process that carries the marker is left.
+    """
+    try:
+        stop_deadline: float | None = None
+        while not _ended(process, timeout_s=beat_s):
+            wants_stop = on_beat()
+            if wants_stop and stop_deadline is None:
+                process.terminate()
+                stop_deadline = _now() + grace_s
+            if stop_deadline is not None and _now() > stop_deadline:
+                return
+    finally:
+        sweep(marker)
+        process.wait()
+
+
+def sweep(marker: str, *, wait_s: float = 15.0) -> bool:
+    """SIGKILL every process that carries `marker`. True when none is left."""
+    deadline = _now() + wait_s
+    while True:
+        survivors = carrying(marker)
+        if not survivors:
+            return True
+        for process in survivors:
+            _kill(process)
+        psutil.wait_procs(survivors, timeout=_POLL_S)
+        if _now() > deadline:
+            return False
+
+
+def carrying(marker: str) -> list[psutil.Process]:
+    """Living processes whose environment holds the marker."""
+    entry = f"{MARKER}={marker}".encode()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if entry in environment and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (OSError, psutil.NoSuchProcess):
+            continue  # it ended meanwhile, or belongs to somebody else
+    return found
+
+
+def is_alive(pid: int, *, started_at: float) -> bool:
+    """Whether the process that started at `started_at` still runs; a pid alone may be another's by now."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started_at) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def identity() -> tuple[int, float]:
+    """This process' pid and start time."""
+    process = psutil.Process()
+    return process.pid, process.create_time()
+
+
+def tail(path: Path, *, max_bytes: int = 4000) -> str:
+    """The end of a log, for error messages."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - max_bytes))
+        return log.read().decode(errors="replace")
+
+
+def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
+    try:
+        process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _now() -> float:
+    return time.monotonic()

@@ -1,0 +1,87 @@
+"""The one Celery task: somebody rang, so look whether there is work, and do one piece of it."""
+
+import logging
+from typing import Any
+
+from celery.signals import worker_process_init, worker_shutting_down
+from sqlalchemy.orm import Session
+
+from db import jobs, recovery, tasks
+from db.models import File, Job
+from db.session import Database
+from db.tasks import Lease
+from trainers import specs
+from workers import datasets, dispatch, importing, leases, merge, shutdown, train
+from workers.app import RING_TASK, app, database, settings
+
+logger = logging.getLogger(__name__)
+_RUNNERS = {
+    "train": train.run,
+    "merge": merge.run,
+    "validate": datasets.check,
+    "import": importing.run,
+}
+
+
+@app.task(name=RING_TASK)
+def answer(queue: str) -> None:
+    """Claim the first waiting task of `queue` that fits on this node and carry it out."""
+    if shutdown.requested():
+        return
+    db = database()
+    leases.recover_node(db, settings.node)
+    recovery.reap(db, ttl_s=settings.lease_ttl_s)
+    lease = _claim(db, queue)
+    if lease is None:
+        return
+    with db.read() as session:
+        more = tasks.waiting(session, queue)
+    if more:
+        dispatch.ring(queue)  # another slot, or another node, may be idle
+    logger.info("%s %s: claimed with token %s", lease.kind, lease.subject_id, lease.token)
+    _RUNNERS[lease.kind](db, lease, settings)
+    dispatch.ring(queue)
+
+
+def _claim(db: Database, queue: str) -> Lease | None:
+    devices, shared_slot = settings.devices()
+    with db.write() as session:
+        lease = tasks.claim(
+            session,
+            queue=queue,
+            owner=leases.this_owner(settings),
+            devices=devices,
+            shared_slot=shared_slot,
+            ttl_s=settings.lease_ttl_s,
+        )
+        if lease is not None and lease.kind == "train":
+            return lease if _start_job(session, lease) else None
+        return lease
+
+
+def _start_job(session: Session, lease: Lease) -> bool:
+    try:
+        resolved = _resolve(session, lease.subject_id)
+    except specs.SpecError as error:  # only the number of rows, known since the check, can cause this
+        jobs.start(session, lease, resolved={})
+        described = {"code": error.code, "message": error.message, "param": error.param}
+        jobs.fail(session, lease, error=described)
+        return False
+    jobs.start(session, lease, resolved=resolved)
+    return True
+
+
+def _resolve(session: Session, job_id: str) -> dict[str, Any]:
+    """The hyperparameters with every "auto" replaced."""
+    job = session.get_one(Job, job_id)
+    file = session.get_one(File, job.training_file)
+    return specs.resolve(
+        specs.parse_method(job.spec["method"], None),
+        n_examples=file.rows or 1,
+        seed=job.seed,
+        nproc_per_node=specs.Resources.model_validate(job.resources).nproc_per_node,
+    )
+
+
+worker_process_init.connect(shutdown.prepare_child)
+worker_shutting_down.connect(shutdown.tell_children)

@@ -1,0 +1,58 @@
+"""How workers reach the broker, how long leases last, and what a node offers."""
+
+import os
+import socket
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """Read from `RESIDENCY_*`. Times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="RESIDENCY_")
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    node: str = Field(default_factory=socket.gethostname)
+    slots: int = Field(default=1, ge=1, description="Training slots of a node without GPUs.")
+    gpus: str = Field(
+        default="auto", description="`auto`, `none`, or a comma-separated list of CUDA indices."
+    )
+
+    lease_ttl_s: float = 60.0
+    heartbeat_s: float = 5.0
+    tick_s: float = 5.0
+    # A supervisor that cannot reach the database keeps training: the fence, not time, protects the data.
+    database_patience_s: float = 900.0
+    # After SIGTERM the trainer finishes its step and saves; then torchrun kills its ranks.
+    stop_grace_s: float = 120.0
+
+    engine_start_s: float = 180.0
+    engine_restarts: int = 3
+    max_engines: int = Field(
+        default=4, ge=1, description="Engines a node runs; idle automatic ones give way."
+    )
+    import_dirs: str = Field(default="", description="Folders, separated by `:`, that imports may read from.")
+
+    def devices(self) -> tuple[list[str], bool]:
+        """The node's devices, and whether they are CPU slots rather than GPUs."""
+        gpus = self._gpu_indices()
+        if gpus:
+            return [f"cuda:{index}" for index in gpus], False
+        return [f"slot:{index}" for index in range(self.slots)], True
+
+    def may_import(self, source: Path) -> bool:
+        """Whether `source`, all links resolved, lies under one of the allowed folders."""
+        allowed = [Path(entry).resolve() for entry in self.import_dirs.split(os.pathsep) if entry]
+        resolved = source.resolve()
+        return any(resolved.is_relative_to(folder) for folder in allowed)
+
+    def _gpu_indices(self) -> list[int]:
+        if self.gpus == "none":
+            return []
+        if self.gpus != "auto":
+            return [int(index) for index in self.gpus.split(",")]
+        # The driver's own list; asking CUDA would load torch and touch the device.
+        devices = Path("/proc/driver/nvidia/gpus")
+        return list(range(len(list(devices.iterdir())))) if devices.is_dir() else []

@@ -1,0 +1,180 @@
+"""One attempt of a training job: prepare, torchrun, events, finish."""
+
+import contextlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db import blobs, jobs
+from db.errors import LeaseLost
+from db.models import File, Job, Model
+from db.session import Database
+from db.settings import DatabaseSettings
+from db.tasks import Lease
+from trainers import specs
+from workers import leases, processes, shutdown
+from workers.progress import EventCopier
+from workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+# Reasons that another attempt cannot mend, with the error code the user reads.
+_FINAL_REASONS = {
+    "bad_data": "invalid_training_file",
+    "nan_loss": "nan_loss",
+    "cuda_oom": "cuda_out_of_memory",
+    "disk_full": "disk_full",
+}
+
+
+def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
+    """Carry out the attempt behind `lease`. A lost lease ends it without a word: another owner exists."""
+    with contextlib.suppress(LeaseLost):
+        _Attempt(database, lease, settings).run()
+
+
+@dataclass
+class _Attempt:
+    database: Database
+    lease: Lease
+    settings: WorkerSettings
+
+    def run(self) -> None:
+        self.heartbeat = leases.Heartbeat(self.database, self.lease, self.settings)
+        self.marker = leases.marker(self.database, self.lease)
+        self.run_dir = run_dir_of(self.lease.subject_id, self.lease.token)
+        self.run_dir.mkdir(parents=True)
+        self.nproc = self._write_spec()
+        self.events = EventCopier(self.run_dir)
+        self.cancelled = False
+        self._run_child(processes.module_command("trainers.prepare", str(self.run_dir)))
+        if self._exit() is None and not self._wants_stop():
+            self._run_child(self._torchrun())
+        self._settle()
+
+    def _write_spec(self) -> int:
+        with self.database.read() as session:
+            spec = describe_run(session, self.lease)
+        (self.run_dir / "spec.json").write_text(spec.model_dump_json(indent=2))
+        return spec.resources.nproc_per_node
+
+    def _torchrun(self) -> list[str]:
+        return processes.module_command(
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={self.nproc}",
+            "--max_restarts=0",
+            "-m",
+            "trainers.run",
+            str(self.run_dir),
+        )
+
+    def _run_child(self, argv: list[str]) -> None:
+        gpus = [device.removeprefix("cuda:") for device in self.lease.devices if device.startswith("cuda:")]
+        threads = max(1, (os.cpu_count() or 1) // self.nproc)
+        env = processes.child_environment(
+            self.marker,
+            CUDA_VISIBLE_DEVICES=",".join(gpus),
+            OMP_NUM_THREADS=str(threads),
+            TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(self.settings.stop_grace_s)),
+        )
+        child = processes.spawn(argv, env=env, cwd=self.run_dir, log_path=self.run_dir / "log.txt")
+        processes.supervise(
+            child,
+            marker=self.marker,
+            on_beat=self._beat,
+            beat_s=self.heartbeat.interval_s,
+            # torchrun needs a moment of its own after its ranks are gone
+            grace_s=self.settings.stop_grace_s + 10,
+        )
+
+    def _beat(self) -> bool:
+        def write(session: Session) -> bool:
+            self.events.copy(session, self.lease)
+            return jobs.cancel_requested(session, self.lease.subject_id)
+
+        if self.heartbeat.beat(write):
+            self.cancelled = True
+        return self._wants_stop()
+
+    def _wants_stop(self) -> bool:
+        return self.cancelled or shutdown.requested()
+
+    def _exit(self) -> dict[str, Any] | None:
+        path = self.run_dir / "exit.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def _settle(self) -> None:
+        exit_ = self._exit()
+
+        def write(session: Session) -> None:
+            while self.events.copy(session, self.lease):
+                pass
+            finish(
+                session,
+                self.lease,
+                exit_=exit_,
+                cancelled=self.cancelled or jobs.cancel_requested(session, self.lease.subject_id),
+                draining=shutdown.requested(),
+            )
+
+        self.heartbeat.settle(write)
+        logger.info("job %s: attempt %s ended: %s", self.lease.subject_id, self.lease.token, exit_)
+
+
+def finish(
+    session: Session, lease: Lease, *, exit_: dict[str, Any] | None, cancelled: bool, draining: bool
+) -> None:
+    """Turn the trainer's word (`exit.json`, None if it was killed) into the next state of the job."""
+    reason = exit_["reason"] if exit_ else None
+    message = exit_["message"] if exit_ else "The trainer was killed"
+    if cancelled:
+        jobs.cancel(session, lease, exit_=exit_)
+    elif reason == "done":
+        jobs.finish_training(session, lease, exit_=exit_ or {})
+    elif draining:
+        jobs.give_back(session, lease, exit_=exit_, charge=False, why="The worker shuts down")
+    elif reason in _FINAL_REASONS:
+        code = _FINAL_REASONS[reason]
+        param = "training_file" if reason == "bad_data" else None
+        jobs.fail(session, lease, error={"code": code, "message": message, "param": param}, exit_=exit_)
+    else:
+        jobs.give_back(session, lease, exit_=exit_, charge=True, why=message)
+
+
+def run_dir_of(job_id: str, token: int) -> Path:
+    """The folder of one attempt; no other attempt writes there."""
+    return DatabaseSettings().runs_dir / job_id / str(token)
+
+
+def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
+    """Everything the trainer needs, so that it needs nothing of ours."""
+    paths = DatabaseSettings()
+    job = session.get_one(Job, lease.subject_id)
+    model = session.get_one(Model, job.model_pk)
+
+    def path_of(file_id: str) -> Path:
+        file = session.get_one(File, file_id)
+        return blobs.path_of(paths.blobs_dir, file.org_id, file.sha256)
+
+    earlier = range(lease.token - 1, 0, -1)
+    return specs.RunSpec(
+        spec_version=specs.SPEC_VERSION,
+        job_id=job.id,
+        attempt=lease.token,
+        method=job.method,
+        hyperparameters=job.resolved or {},
+        seed=job.seed,
+        resources=specs.Resources.model_validate(job.resources),
+        model_dir=Path(str(model.path)),
+        model_id=model.id,
+        model_digest=model.digest or "",
+        train_file=path_of(job.training_file),
+        validation_file=path_of(job.validation_file) if job.validation_file else None,
+        cache_dir=paths.cache_dir,
+        resume_roots=[run_dir_of(job.id, token) / "checkpoints" for token in earlier],
+    )
