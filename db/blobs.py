@@ -54,11 +54,14 @@ class BlobWriter:
         os.fsync(self._out.fileno())
 
     def keep(self) -> None:
-        """Give the bytes their final name. Call inside the transaction that records them, under `lock`."""
+        """Give the bytes their final name. Call inside the transaction that records them, under `locked`."""
         target = path_of(self._root, self._org_id, self.sha256)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.parent
+        is_new = not folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
         os.replace(self._temp, target)
-        _sync_folder(target.parent)
+        for changed in (folder, folder.parent, self._root) if is_new else (folder,):
+            _sync_folder(changed)
 
 
 def path_of(root: Path, org_id: str, sha256: str) -> Path:

@@ -63,13 +63,18 @@ def list_page(session: Session, *, org_id: str, after: str | None, limit: int) -
 
 
 def stop(session: Session, deployment_id: str, *, org_id: str) -> Deployment:
-    """Ask for the end of a deployment. One that never reached a node ends at once. Raises `NotFound`."""
+    """Ask for the end of a deployment. Raises `NotFound`."""
     found = get(session, deployment_id, org_id=org_id)
-    found.desired = "stopped"
-    if found.node is None:
-        found.status, found.stopped_at = "stopped", clock(session)
-    session.flush()
+    end(session, found)
     return found
+
+
+def end(session: Session, deployment: Deployment) -> None:
+    """The node ends the engine at its next look; a deployment that never reached a node is over at once."""
+    deployment.desired = "stopped"
+    if deployment.node is None and deployment.status != "stopped":
+        deployment.status, deployment.stopped_at = "stopped", clock(session)
+    session.flush()
 
 
 def touch(session: Session, deployment_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.ids import new_id
@@ -21,6 +22,8 @@ def add(
     data: dict[str, Any] | None = None,
 ) -> None:
     """Append an event to the history of `job`."""
+    # PostgreSQL numbers rows before they are committed; whoever reads after number 8 must not miss a late 7.
+    session.execute(select(Job.id).where(Job.id == job.id).with_for_update())
     session.add(
         Event(
             id=new_id("ftevent-"),

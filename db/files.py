@@ -95,7 +95,7 @@ def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) ->
 
 def record_check(session: Session, file_id: str, *, report: dict[str, Any], error: str | None) -> None:
     """Store what the check of a file found; `error` is the first thing wrong, None when all rows are good."""
-    file = session.get(File, file_id)
+    file = session.get(File, file_id, with_for_update=True, populate_existing=True)
     if file is None:
         return  # deleted while it was checked
     file.rows = report.get("rows")

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, or_, select, update
+from sqlalchemy import CursorResult, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db import events, registry, tasks
 from db.errors import Conflict, IllegalTransition, NotFound
 from db.ids import new_id
-from db.models import File, Job, Org
+from db.models import File, Job, Org, Task
 from db.pages import Page, paginate
 from db.scope import scoped
 from db.session import clock
@@ -45,7 +45,7 @@ def create(session: Session, new: NewJob, *, org_id: str) -> Job:
 
     Raises `NotFound` for an unknown model or file and `Conflict` for one that cannot be used.
     """
-    model = registry.get_ready(session, new.model, org_id=org_id)
+    model = registry.get_ready(session, new.model, org_id=org_id, hold=True)
     files = [_usable_file(session, new.training_file, "training_file", org_id=org_id)]
     if new.validation_file is not None:
         files.append(_usable_file(session, new.validation_file, "validation_file", org_id=org_id))
@@ -89,12 +89,32 @@ def get(session: Session, job_id: str, *, org_id: str) -> Job:
 
 def list_page(session: Session, *, org_id: str, status: str | None, after: str | None, limit: int) -> Page:
     """Jobs of a tenant, newest first."""
-    select_ = scoped(Job, org_id)
-    if status is not None:
-        select_ = select_.where(Job.status == status)
     return paginate(
-        session, select_, order_by=(Job.created_at, Job.id), id_column=Job.id, after=after, limit=limit
+        session,
+        scoped(Job, org_id),
+        order_by=(Job.created_at, Job.id),
+        id_column=Job.id,
+        after=after,
+        limit=limit,
+        only=None if status is None else Job.status == status,
     )
+
+
+def queue_position(session: Session, job_id: str) -> int | None:
+    """How many waiting jobs, of all tenants, come before this one; None unless it waits for a device."""
+    own = session.scalar(
+        select(Task).where(Task.kind == "train", Task.subject_id == job_id, Task.status == "queued")
+    )
+    if own is None:
+        return None
+    same = Task.priority == own.priority
+    earlier = or_(
+        Task.priority > own.priority,
+        and_(same, Task.created_at < own.created_at),
+        and_(same, Task.created_at == own.created_at, Task.id < own.id),
+    )
+    waiting = select(func.count()).where(Task.queue == own.queue, Task.status == "queued", earlier)
+    return session.scalar(waiting)
 
 
 def request_cancel(session: Session, job_id: str, *, org_id: str) -> Job:
@@ -102,17 +122,14 @@ def request_cancel(session: Session, job_id: str, *, org_id: str) -> Job:
 
     Raises `NotFound`; `Conflict` with `job_not_cancellable` when it is over.
     """
-    # The task first: whether a worker has it decides who ends the job.
-    unclaimed = tasks.close_waiting(session, kind="train", subject_id=job_id)
-    job = session.scalar(scoped(Job, org_id).where(Job.id == job_id).with_for_update())
+    job = session.scalar(_locked(scoped(Job, org_id).where(Job.id == job_id)))
     if job is None:
         raise NotFound("fine-tuning job", job_id)
     if job.status in JOB_TERMINAL:
         raise Conflict("job_not_cancellable", f"Job '{job_id}' has {job.status} and cannot be cancelled.")
-    unclaimed = unclaimed or job.status == "validating_files"
-    if tasks.close_waiting(session, kind="merge", subject_id=job_id):
-        unclaimed = True
-    if unclaimed:
+    # Only now, with the job locked, no task of it can appear any more.
+    closed = [tasks.close_waiting(session, kind=kind, subject_id=job_id) for kind in ("train", "merge")]
+    if any(closed) or job.status == "validating_files":
         _move(session, job, "cancelled", message="Fine-tuning job cancelled")
     elif job.cancel_requested_at is None:
         job.cancel_requested_at = clock(session)
@@ -122,22 +139,22 @@ def request_cancel(session: Session, job_id: str, *, org_id: str) -> Job:
 
 def files_checked(session: Session, file_id: str) -> None:
     """Queue or fail the jobs that waited for the check of `file_id`."""
-    waiting = session.scalars(
+    waiting = (
         select(Job)
         .where(
             Job.status == "validating_files",
             or_(Job.training_file == file_id, Job.validation_file == file_id),
         )
-        .with_for_update()
+        .order_by(Job.id)  # the check of another file may lock the same jobs
     )
-    for job in waiting:
+    for job in session.scalars(_locked(waiting)):
         statuses = {}
         for param in ("training_file", "validation_file"):
             name = getattr(job, param)
             file = session.get(File, name) if name else None
             if file is not None and file.status == "error":
                 error = {"code": f"invalid_{param}", "message": file.status_details, "param": param}
-                _move(session, job, "failed", message=f"Job failed: {file.status_details}", error=error)
+                _fail(session, job.id, error)
                 break
             statuses[param] = file.status if file is not None else "processed"
         else:
@@ -147,7 +164,7 @@ def files_checked(session: Session, file_id: str) -> None:
 
 def start(session: Session, lease: Lease, *, resolved: dict[str, Any]) -> Job:
     """A worker claimed the job: it runs now, with `resolved` hyperparameters."""
-    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    job = _lock(session, lease.subject_id)
     again = job.started_at is not None
     message = f"Fine-tuning job goes on (attempt {lease.token})" if again else "Fine-tuning job started"
     job.resolved = resolved
@@ -175,7 +192,7 @@ def set_progress(session: Session, job: Job, progress: dict[str, Any]) -> None:
 
 def finish_training(session: Session, lease: Lease, *, exit_: dict[str, Any]) -> None:
     """Training is done: free the devices and queue the merge. Call inside `tasks.fenced`."""
-    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    job = _lock(session, lease.subject_id)
     tasks.finish(session, lease, outcome="done", exit_=exit_)
     job.phase, job.trained_attempt = "merging", lease.token
     job.trained_tokens = exit_.get("trained_tokens")
@@ -187,7 +204,7 @@ def finish_merge(
     session: Session, lease: Lease, *, path: Path, adapter_path: Path, report: dict[str, Any]
 ) -> Job:
     """The merge is verified: register the model and end the job. Call inside `tasks.fenced`."""
-    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    job = _lock(session, lease.subject_id)
     tasks.finish(session, lease, outcome="done", exit_=report)
     org = session.get_one(Org, job.org_id)
     model = registry.register_merged(
@@ -210,7 +227,7 @@ def fail(
 def cancel(session: Session, lease: Lease, *, exit_: dict[str, Any] | None = None) -> None:
     """The worker stopped the job as the user asked. Call inside `tasks.fenced`."""
     tasks.finish(session, lease, outcome="cancelled", exit_=exit_)
-    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    job = _lock(session, lease.subject_id)
     _move(session, job, "cancelled", message="Fine-tuning job cancelled")
 
 
@@ -229,7 +246,7 @@ def give_back(
 
 def after_interruption(session: Session, lease: Lease, *, again: bool, why: str) -> None:
     """What a lost or returned train or merge task means for its job."""
-    job = session.get_one(Job, lease.subject_id, with_for_update=True)
+    job = _lock(session, lease.subject_id)
     if job.cancel_requested_at is not None:
         tasks.close_waiting(session, kind=lease.kind, subject_id=job.id)
         _move(session, job, "cancelled", message="Fine-tuning job cancelled")
@@ -239,14 +256,23 @@ def after_interruption(session: Session, lease: Lease, *, again: bool, why: str)
             job.id,
             {"code": "too_many_attempts", "message": f"{why}; no attempt is left.", "param": None},
         )
-    elif lease.kind == "train":
+    elif lease.kind == "train" and job.status != "queued":
         _move(session, job, "queued", message=f"{why}; the job waits for another attempt", level="warn")
-    else:
-        events.add(session, job, f"{why}; the merge is tried again", level="warn")
+    else:  # the worker was lost before it started the job, or in the merge
+        events.add(session, job, f"{why}; the {lease.kind} task is tried again", level="warn")
+
+
+def _locked(select_: Select[Job]) -> Select[Job]:
+    # An unlocked read earlier in the same session must not hide what was written since.
+    return select_.with_for_update().execution_options(populate_existing=True)
+
+
+def _lock(session: Session, job_id: str) -> Job:
+    return session.scalars(_locked(select(Job).where(Job.id == job_id))).one()
 
 
 def _fail(session: Session, job_id: str, error: dict[str, Any]) -> None:
-    job = session.get_one(Job, job_id, with_for_update=True)
+    job = _lock(session, job_id)
     _move(session, job, "failed", message=f"Job failed: {error['message']}", level="error", error=error)
 
 

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db.ids import random_text
@@ -31,10 +32,14 @@ class Caller:
 def ensure_default_org(session: Session) -> Org:
     """The organisation that a fresh installation has."""
     org = session.get(Org, DEFAULT_ORG_ID)
-    if org is None:
-        org = Org(id=DEFAULT_ORG_ID, name="default", created_at=clock(session))
-        session.add(org)
-        session.flush()
+    if org is not None:
+        return org
+    org = Org(id=DEFAULT_ORG_ID, name="default", created_at=clock(session))
+    try:
+        with session.begin_nested():
+            session.add(org)
+    except IntegrityError:  # another process made it a moment ago
+        return session.get_one(Org, DEFAULT_ORG_ID)
     return org
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, or_
+from sqlalchemy import ColumnElement, Select, and_, or_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.errors import Conflict
@@ -24,16 +24,20 @@ def paginate(
     after: str | None,
     limit: int,
     descending: bool = True,
+    only: ColumnElement[bool] | None = None,
 ) -> Page:
     """At most `limit` rows of `select` that follow the row with id `after`.
 
-    `order_by` must end in a unique column. Raises `Conflict` with code `invalid_value` for an unknown cursor.
+    `only` narrows the page but not the cursor, whose row may have changed since. `order_by` must end in a
+    unique column. Raises `Conflict` with code `invalid_value` for an unknown cursor.
     """
     if after is not None:
         cursor = session.execute(select.with_only_columns(*order_by).where(id_column == after)).one_or_none()
         if cursor is None:
             raise Conflict("invalid_value", f"No object with id '{after}' in this list.", param="after")
         select = select.where(_beyond(order_by, tuple(cursor), descending=descending))
+    if only is not None:
+        select = select.where(only)
     ordering = [column.desc() if descending else column.asc() for column in order_by]
     rows = list(session.scalars(select.order_by(*ordering).limit(limit + 1)))
     return Page(rows[:limit], len(rows) > limit)

@@ -11,7 +11,7 @@ def reap(database: Database, *, ttl_s: float) -> int:
     """Take expired leases away, one short transaction each. Returns how many."""
     with database.read() as session:
         leases = tasks.expired(session, ttl_s=ttl_s)
-    return sum(_take(database, lease, "Worker lost (no heartbeat)") for lease in leases)
+    return sum(_take(database, lease, "Worker lost (no heartbeat)", only_expired=True) for lease in leases)
 
 
 def abandon(database: Database, attempt_id: int) -> bool:
@@ -21,9 +21,9 @@ def abandon(database: Database, attempt_id: int) -> bool:
     return lease is not None and _take(database, lease, "Worker process died")
 
 
-def _take(database: Database, lease: Lease, why: str) -> bool:
+def _take(database: Database, lease: Lease, why: str, *, only_expired: bool = False) -> bool:
     with database.write() as session:
-        again = tasks.take_away(session, lease)
+        again = tasks.take_away(session, lease, only_expired=only_expired)
         if again is None:
             return False
         _tell_subject(session, lease, again=again, why=why)

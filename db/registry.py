@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import or_, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db import tasks
+from db import deployments, tasks
 from db.errors import Conflict, NotFound
 from db.ids import random_text
 from db.models import Deployment, Job, Model
@@ -23,7 +24,7 @@ def start_import(session: Session, *, org_id: str, model_id: str, source: str) -
     """
     existing = session.scalar(scoped(Model, org_id).where(Model.id == model_id))
     if existing is not None and existing.status != "failed":
-        raise Conflict("model_exists", f"There is a model with the id '{model_id}' already.", param="id")
+        raise _taken(model_id)
     if existing is not None:
         existing.deleted_at = clock(session)
         session.flush()
@@ -37,23 +38,30 @@ def start_import(session: Session, *, org_id: str, model_id: str, source: str) -
         root_id=model_id,
         created_at=clock(session),
     )
-    session.add(model)
-    session.flush()
+    try:
+        with session.begin_nested():
+            session.add(model)
+    except IntegrityError as error:  # another request took the id a moment ago
+        raise _taken(model_id) from error
     tasks.enqueue(session, kind="import", subject_id=str(model.pk), org_id=org_id)
     return model
 
 
-def get(session: Session, model_id: str, *, org_id: str) -> Model:
-    """A model by its id, whatever its status. Raises `NotFound`."""
-    model = session.scalar(scoped(Model, org_id).where(Model.id == model_id))
+def get(session: Session, model_id: str, *, org_id: str, hold: bool = False) -> Model:
+    """A model by its id, whatever its status. Raises `NotFound`.
+
+    With `hold` it cannot be deleted before this transaction ends.
+    """
+    select_ = scoped(Model, org_id).where(Model.id == model_id)
+    model = session.scalar(select_.with_for_update(read=True) if hold else select_)
     if model is None:
         raise NotFound("model", model_id)
     return model
 
 
-def get_ready(session: Session, model_id: str, *, org_id: str) -> Model:
+def get_ready(session: Session, model_id: str, *, org_id: str, hold: bool = False) -> Model:
     """A model that can be used now. Raises `NotFound`, or `Conflict` while it is imported."""
-    model = get(session, model_id, org_id=org_id)
+    model = get(session, model_id, org_id=org_id, hold=hold)
     if model.status != "ready":
         raise Conflict("model_not_ready", f"The model '{model_id}' is {model.status}.", param="model")
     return model
@@ -129,8 +137,12 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
         if user or served:
             raise Conflict("model_in_use", f"The model '{model_id}' is used by {user or served}.")
         for deployment in session.scalars(select(Deployment).where(Deployment.model_pk == model.pk)):
-            deployment.desired = "stopped"
+            deployments.end(session, deployment)
         model.deleted_at = clock(session)
         path = model.path
     if path is not None:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _taken(model_id: str) -> Conflict:
+    return Conflict("model_exists", f"There is a model with the id '{model_id}' already.", param="id")

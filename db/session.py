@@ -32,6 +32,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A session whose changes are committed when the block ends, or rolled back on any error."""
         with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            session.connection()  # SQLite: wait for the lock here, before the caller reads the clock
             yield session
 
     def dispose(self, *, close: bool = True) -> None:
@@ -65,13 +66,23 @@ def _make_engine(url: str) -> Engine:
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver's own transaction handling is switched off, so that `_begin_sqlite` decides.
     connection.isolation_level = None
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={_BUSY_TIMEOUT_S * 1000}",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000}")
+    _enter_wal(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    # The change of a new file to WAL takes a lock that SQLite does not wait for, whatever the timeout.
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

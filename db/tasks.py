@@ -5,8 +5,8 @@ every later write must name; a write under an old token changes nothing and rais
 Lock order everywhere: the task row first, then the row of its subject.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,9 @@ from db.errors import LeaseLost
 from db.models import Attempt, DeviceLease, Task
 from db.session import Database, clock
 from db.states import TASK_QUEUES
+
+# As many as other claimers may snatch away between our look and our swap.
+_CANDIDATES = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def enqueue(
 
 
 def claim(
-    session: Session, *, queue: str, owner: Owner, devices: Iterable[str], shared_slot: bool, ttl_s: float
+    session: Session, *, queue: str, owner: Owner, devices: Sequence[str], shared_slot: bool, ttl_s: float
 ) -> Lease | None:
     """Lease the first waiting task of `queue` that fits: highest priority, then oldest.
 
@@ -82,23 +85,20 @@ def claim(
     whatever its number of processes; otherwise one GPU a process. Tasks that need no device take none.
     """
     now = clock(session)
-    candidates = session.scalars(
-        select(Task)
-        .where(Task.queue == queue, Task.status == "queued", Task.not_before <= now)
-        .order_by(Task.priority.desc(), Task.created_at, Task.id)
-        .limit(100)
-    )
-    for task in candidates:
+    free = _free_devices(session, node=owner.node, devices=devices)
+    waiting = select(Task).where(Task.queue == queue, Task.status == "queued", Task.not_before <= now)
+    if not (shared_slot and free):  # what cannot fit must not stand before what does
+        waiting = waiting.where(Task.devices_needed <= len(free))
+    candidates = waiting.order_by(Task.priority.desc(), Task.created_at, Task.id).limit(_CANDIDATES)
+    for task in session.scalars(candidates):
         needed = min(task.devices_needed, 1) if shared_slot else task.devices_needed
-        free = _free_devices(session, node=owner.node, devices=devices)
         if needed > len(free):
             continue
-        try:
-            with session.begin_nested():
-                if _swap(session, task, owner=owner, expires_at=now + ttl_s):
-                    return _record_claim(session, task, owner=owner, devices=free[:needed], now=now)
-        except IntegrityError:
-            continue  # another claimer of this node took one of these devices a moment ago
+        with suppress(IntegrityError), session.begin_nested():
+            if _swap(session, task, owner=owner, expires_at=now + ttl_s):
+                return _record_claim(session, task, owner=owner, devices=free[:needed])
+        # Another claimer took this task, or one of these devices, a moment ago.
+        free = _free_devices(session, node=owner.node, devices=devices)
     return None
 
 
@@ -161,13 +161,16 @@ def requeue(
 
 
 def close_waiting(session: Session, *, kind: str, subject_id: str) -> bool:
-    """Close the task of `subject_id` if nobody works on it; False when somebody does."""
-    return _changed_one(
-        session,
-        update(Task)
+    """Close the task of `subject_id` if nobody works on it; False when somebody does, or claims it right now.
+
+    Waits for no lock, so that it may be called with the subject's row locked.
+    """
+    waiting = (
+        select(Task.id)
         .where(Task.kind == kind, Task.subject_id == subject_id, Task.status == "queued")
-        .values(status="closed"),
+        .with_for_update(skip_locked=True)
     )
+    return _changed_one(session, update(Task).where(Task.id.in_(waiting)).values(status="closed"))
 
 
 def expired(session: Session, *, ttl_s: float) -> list[Lease]:
@@ -194,14 +197,18 @@ def lease_of(session: Session, attempt_id: int) -> Lease | None:
     return found[0] if found else None
 
 
-def take_away(session: Session, lease: Lease) -> bool | None:
+def take_away(session: Session, lease: Lease, *, only_expired: bool = False) -> bool | None:
     """Declare the owner lost. True: the task waits again. False: no attempt is left. None: already gone.
 
-    The attempt's devices stay leased until the node proves them free (`release_devices`).
+    With `only_expired` an owner that renewed the lease a moment ago keeps it (None). The attempt's devices
+    stay leased until the node proves them free (`release_devices`).
     """
     try:
         check(session, lease)
     except LeaseLost:
+        return None
+    expires_at = session.scalars(select(Task.lease_expires_at).where(Task.id == lease.task_id)).one()
+    if only_expired and expires_at is not None and expires_at >= clock(session):
         return None
     _end_attempt(session, lease.attempt_id, outcome="lost", exit_=None)
     return _back_to_queue(session, lease.task_id, charge=True, delay_s=0.0)
@@ -245,7 +252,7 @@ def _changed_one(session: Session, statement: Update) -> bool:
     return cast(CursorResult[Any], result).rowcount == 1
 
 
-def _free_devices(session: Session, *, node: str, devices: Iterable[str]) -> list[str]:
+def _free_devices(session: Session, *, node: str, devices: Sequence[str]) -> list[str]:
     held = set(
         session.scalars(
             select(DeviceLease.device).where(DeviceLease.node == node, DeviceLease.released_at.is_(None))
@@ -254,7 +261,8 @@ def _free_devices(session: Session, *, node: str, devices: Iterable[str]) -> lis
     return [device for device in devices if device not in held]
 
 
-def _record_claim(session: Session, task: Task, *, owner: Owner, devices: list[str], now: float) -> Lease:
+def _record_claim(session: Session, task: Task, *, owner: Owner, devices: list[str]) -> Lease:
+    now = clock(session)  # after the swap, which may have waited for the last holder to let go
     attempt = Attempt(
         task_id=task.id,
         org_id=task.org_id,

@@ -1,5 +1,14 @@
-"""Fixtures that all suites share: both databases, brought to the newest schema by the migrations."""
+"""Fixtures that all suites share: both databases, a tiny model, and the whole service."""
 
+import os
+
+# Before torch is imported: the tests share a small machine and must give the same sums on every run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +17,25 @@ import pgserver
 import pytest
 from sqlalchemy import create_engine, text
 
+from db import keys
 from db.migrate import upgrade
 from db.session import Database
+from tests.db.world import World
+from tests.stack import Stack, processes_of, start_stack
+from tests.tiny import build_model, chat_rows
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL 16 on a socket of its own."""
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+def postgres_url() -> Iterator[str]:
+    """A real PostgreSQL 16 on a socket of its own.
+
+    Not below pytest's folder: root's PostgreSQL runs as another user, and each pytest that starts closes that
+    folder to others, under the servers of those that run.
+    """
+    with tempfile.TemporaryDirectory(prefix="residency-postgres-") as folder:
+        server = pgserver.get_server(folder, cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture
@@ -29,21 +47,66 @@ def sqlite_database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def postgres_database(postgres_url: str) -> Iterator[Database]:
+def empty_postgres_url(postgres_url: str) -> Iterator[str]:
+    """A database that holds nothing of ours."""
     name = f"test_{uuid.uuid4().hex}"
-    admin = create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    admin = create_engine(
+        postgres_url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
+    )
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
-    database = Database(postgres_url.replace("/postgres?", f"/{name}?"))
-    upgrade(database)
-    yield database
-    database.dispose()
+    yield postgres_url.replace("/postgres?", f"/{name}?")
     with admin.connect() as connection:
         connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
     admin.dispose()
+
+
+@pytest.fixture
+def postgres_database(empty_postgres_url: str) -> Iterator[Database]:
+    database = Database(empty_postgres_url)
+    upgrade(database)
+    yield database
+    database.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> Database:
     """Every test of the database layer runs on both."""
     return request.getfixturevalue(f"{request.param}_database")
+
+
+@pytest.fixture
+def world(database: Database, tmp_path: Path) -> World:
+    """An organisation with one ready base model, on each of the two databases."""
+    with database.write() as session:
+        keys.ensure_default_org(session)
+    world = World(database, tmp_path)
+    world.add_model()
+    return world
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a random llama: 2 layers, hidden size 64, about 150 k parameters."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 chat rows as JSONL."""
+    path = tmp_path_factory.mktemp("data") / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(64)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
+    """`residency up` with the tiny model imported, shared by all tests that do not kill parts of it."""
+    home = tmp_path_factory.mktemp("stack") / "home"
+    stack = start_stack(home, import_dirs=[tiny_model])
+    stack.import_model(tiny_model, model_id="tiny")
+    yield stack
+    assert stack.stop() == 0
+    assert processes_of(home) == []
