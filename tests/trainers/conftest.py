@@ -1,0 +1,117 @@
+"""Fixtures that the trainer tests share."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import build_tokenizer, chat_rows
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows (dicts, or raw strings and bytes as they are) to a file, one a line."""
+
+    def write(rows: list, *, name: str = "train") -> Path:
+        lines = [
+            row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
+            for row in rows
+        ]
+        path = tmp_path / name
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[..., Path]:
+    """Writes the spec.json of a run of the tiny model and returns its RUN_DIR."""
+    from trainers.specs import RunSpec, parse_method, resolve
+
+    def make(
+        name: str = "1",
+        *,
+        rows: list | None = None,
+        n_valid: int = 6,
+        nproc: int = 1,
+        resume_roots: tuple[Path, ...] = (),
+        model_dir: Path = tiny_model,
+        **hyperparameters: object,
+    ) -> Path:
+        run_dir = tmp_path / "runs" / name
+        run_dir.mkdir(parents=True)
+        rows = chat_rows(22) if rows is None else rows
+        train, valid = run_dir / "train", run_dir / "valid"
+        train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        valid.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(40 + n_valid)[40:]))
+        wanted = {"batch_size": 4, "n_epochs": 2, "dtype": "float32", "save_steps": 4, "eval_steps": 4}
+        method = parse_method(None, wanted | hyperparameters)
+        spec = RunSpec(
+            job_id="ftjob-test",
+            attempt=int(name) if name.isdigit() else 1,
+            method="supervised",
+            hyperparameters=resolve(method, n_examples=len(rows), seed=3, nproc_per_node=nproc),
+            seed=3,
+            resources={"nproc_per_node": nproc},  # pyright: ignore[reportArgumentType]
+            model_dir=model_dir,
+            model_id="tiny",
+            train_file=train,
+            validation_file=valid if n_valid else None,
+            cache_dir=cache_dir,
+            resume_roots=list(resume_roots),
+        )
+        (run_dir / "spec.json").write_text(spec.model_dump_json())
+        return run_dir
+
+    return make
+
+
+def read_events(run_dir: Path, kind: str | None = None) -> list[dict]:
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if kind is None or event["type"] == kind]
+
+
+def loss_curve(run_dir: Path) -> dict[int, float]:
+    """Training loss by step."""
+    return {
+        event["step"]: event["data"]["train_loss"]
+        for event in read_events(run_dir, "metrics")
+        if "train_loss" in event["data"]
+    }
+
+
+@pytest.fixture
+def events_of() -> Callable[..., list[dict]]:
+    return read_events
+
+
+@pytest.fixture
+def curve_of() -> Callable[[Path], dict[int, float]]:
+    return loss_curve
+
+
+@pytest.fixture
+def rows_of() -> Callable[[int], list[dict]]:
+    return chat_rows
+
+
+@pytest.fixture
+def tokenizer_with(tiny_model: Path, tmp_path: Path) -> Callable[[str | None], Path]:
+    """A copy of the tiny model whose tokenizer has another chat template, or none."""
+
+    def copy(chat_template: str | None) -> Path:
+        folder = tmp_path / "other-template"
+        shutil.copytree(tiny_model, folder)
+        (folder / "chat_template.jinja").unlink()
+        build_tokenizer(folder, chat_template=chat_template)
+        return folder
+
+    return copy

@@ -1,0 +1,143 @@
+"""Training files as users write them: what is read, what is refused, and on which line."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.rows import MAX_LINE_BYTES, Row, RowError, Rows
+from trainers.validate import check_file
+
+USER = {"role": "user", "content": "Is it a fever?"}
+ANSWER = {"role": "assistant", "content": "Yes."}
+GOOD = {"messages": [USER, ANSWER]}
+
+
+def first(path: Path) -> Row | RowError:
+    return next(iter(Rows(path)))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "user", "answer"),
+    [
+        (GOOD, "messages", "Is it a fever?", "Yes."),
+        ({"instruction": "Sum", "input": "1 2", "output": "3"}, "alpaca", "Sum\n1 2", "3"),
+        ({"instruction": "Sum", "output": "3", "id": 7}, "alpaca", "Sum", "3"),
+        ({"prompt": "Hi", "completion": " there"}, "prompt_completion", "Hi", " there"),
+    ],
+)
+def test_each_format_becomes_a_conversation(write_jsonl, row, kind, user, answer) -> None:
+    rows = Rows(write_jsonl([row]))
+    (read,) = list(rows)
+    assert rows.format == kind
+    assert [message["content"] for message in read.messages] == [user, answer]
+
+
+def test_parts_roles_and_weights_are_kept(write_jsonl) -> None:
+    parts = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "flu?"}]
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts},
+            {**ANSWER, "weight": 0},
+            USER,
+            {**ANSWER, "weight": 1},
+        ]
+    }
+    read = first(write_jsonl([row]))
+    assert isinstance(read, Row)
+    assert [m["role"] for m in read.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert read.messages[1]["content"] == "Is it flu?"
+    assert [m.get("weight") for m in read.messages if m["role"] == "assistant"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"message": [USER, ANSWER]}, "did you mean 'messages'"),
+        ({"messages": [{"Role": "user", "content": "a"}, ANSWER]}, "did you mean 'role'"),
+        ({"messages": [USER, {"role": "asistant", "content": "b"}]}, "did you mean 'assistant'"),
+        ({"messages": [USER, {**ANSWER, "wieght": 1}]}, "did you mean 'weight'"),
+        ({"messages": [{"from": "human", "value": "a"}]}, "did you mean 'role'"),
+        ({"instruction": "a", "inputs": "lost", "output": "b"}, "did you mean 'input'"),
+        ({"messages": [USER]}, "no assistant message"),
+        ({"messages": [USER, ANSWER, USER]}, "last message must be the assistant's"),
+        ({"messages": [ANSWER]}, "no user message before"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}, ANSWER]}, "not supported yet"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": []}]}, "not supported yet"),
+        ({**GOOD, "tools": [{}]}, "not supported yet"),
+        ({"messages": [USER, {**ANSWER, "weight": 2}]}, "weight must be 0 or 1"),
+        ({"messages": [USER, {**ANSWER, "weight": True}]}, "weight must be 0 or 1"),
+        ({"messages": [{**USER, "weight": 1}, ANSWER]}, "only assistant messages"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "empty"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "not null"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "only text parts"),
+        ({"messages": []}, "at least one"),
+        ({"prompt": "a"}, "'completion' is missing"),
+        ({"chosen": "a", "rejected": "b"}, "preference"),
+        ({"x": 1}, "unknown row"),
+        ([GOOD], "array"),
+        ('{"messages": [', "not JSON"),
+        ('{"prompt": "\\ud800", "completion": "b"}', "surrogate"),
+        ("[" * 100_000, "not JSON"),
+        (b'{"prompt": "a\x00", "completion": "b"}', "NUL"),
+        (b'{"prompt": "\xff", "completion": "b"}', "not UTF-8"),
+        (b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}', "byte order mark"),
+        ("prompt".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(write_jsonl, row, part) -> None:
+    read = first(write_jsonl([row]))
+    assert isinstance(read, RowError), "was accepted"
+    assert part in read.message
+    assert read.line == 1
+
+
+def test_errors_carry_their_line_and_blank_lines_count_as_lines(write_jsonl) -> None:
+    report = check_file(write_jsonl([GOOD, "", "  ", '{"broken', GOOD, {"prompt": "a", "completion": "b"}]))
+    assert [error["line"] for error in report["errors"]] == [4, 6]
+    assert (report["rows"], report["blank_lines"], report["n_errors"]) == (4, 2, 2)
+
+
+def test_a_mistaken_first_row_does_not_decide_the_format(write_jsonl) -> None:
+    report = check_file(write_jsonl([{"instruction": "a"}, GOOD, GOOD]))
+    assert report["format"] == "messages"
+    assert [error["line"] for error in report["errors"]] == [1]
+
+
+@pytest.mark.parametrize(("rows", "part"), [([], "empty"), (["", ""], "no rows")])
+def test_a_file_without_rows_is_an_error(write_jsonl, rows, part) -> None:
+    report = check_file(write_jsonl(rows))
+    assert part in report["errors"][0]["message"]
+
+
+def test_the_report_holds_the_first_hundred_errors_and_counts_all(write_jsonl) -> None:
+    report = check_file(write_jsonl(["{"] * 250))
+    assert (len(report["errors"]), report["n_errors"]) == (100, 250)
+
+
+def test_a_line_too_long_is_skipped_and_the_next_is_read(write_jsonl) -> None:
+    report = check_file(write_jsonl(["x" * (MAX_LINE_BYTES + 5), GOOD]))
+    assert (report["n_errors"], report["errors"][0]["line"], report["format"]) == (1, 1, "messages")
+
+
+def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, tmp_path: Path) -> None:
+    path = write_jsonl(["y" * (8 * MAX_LINE_BYTES), GOOD])
+
+    def limit_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (160 << 20, 160 << 20))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers.validate", path, "--report", tmp_path / "report.json"],
+        preexec_fn=limit_memory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["rows"], report["n_errors"]) == (2, 1)

@@ -1,0 +1,176 @@
+"""Real processes: torchrun, signals, lost ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from trainers.checkpoints import Checkpoint, list_checkpoints, verify
+from trainers.exits import Outcome, explain, write_exit
+
+LIMIT_S = 120
+
+
+def launch(run_dir: Path, *, nproc: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
+    return subprocess.Popen(
+        [*command, "-m", "trainers.run", run_dir],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=(run_dir / "stderr.log").open("w"),
+    )
+
+
+def wait_for(condition: Callable[[], object], *, process: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process is None or process.poll() is None, "the run ended first"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def reached(run_dir: Path, *, step: int) -> bool:
+    events = run_dir / "events.jsonl"
+    return events.exists() and f'"step": {step},' in events.read_text()
+
+
+def ranks_of(agent: subprocess.Popen) -> list[psutil.Process]:
+    children = psutil.Process(agent.pid).children(recursive=True)
+    return [child for child in children if "trainers.run" in child.cmdline()]
+
+
+def exit_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "exit.json").read_text())
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_torchrun_trains_to_the_end(make_run, curve_of, nproc: int) -> None:
+    run_dir = make_run(nproc=nproc, n_valid=7)
+    agent = launch(run_dir, nproc=nproc)
+    assert agent.wait(LIMIT_S) == 0, (run_dir / "stderr.log").read_text()[-3000:]
+    end = exit_of(run_dir)
+    assert (end["reason"], end["step"]) == ("done", 12)
+    assert list(curve_of(run_dir)) == list(range(1, 13))
+    newest = verify(list_checkpoints(run_dir / "checkpoints")[-1][1])
+    assert isinstance(newest, Checkpoint)
+    assert newest.manifest["world_size"] == nproc
+    rng = [entry["path"] for entry in newest.manifest["files"] if "rng" in entry["path"]]
+    assert len(rng) == nproc
+
+
+@pytest.mark.long
+def test_two_ranks_see_the_losses_of_one(make_run, curve_of) -> None:
+    """The first batches; later the second rank fills up the last batch of an epoch."""
+    ends = []
+    for nproc in (1, 2):
+        run_dir = make_run(str(nproc), nproc=nproc, n_valid=7, micro_batch_size=2, max_steps=4)
+        assert launch(run_dir, nproc=nproc).wait(LIMIT_S) == 0
+        ends.append((curve_of(run_dir), exit_of(run_dir)["metrics"]))
+    (one, metrics_one), (two, metrics_two) = ends
+    assert two == pytest.approx(one, rel=1e-5)
+    for name in ("valid_loss_before", "valid_loss", "valid_mean_token_accuracy"):
+        assert metrics_two[name] == pytest.approx(metrics_one[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_sigterm_ends_with_a_checkpoint_and_the_next_attempt_goes_on(make_run, curve_of, nproc: int) -> None:
+    settings = {"nproc": nproc, "n_epochs": 50, "save_steps": 1000, "eval_steps": 1000}
+    first = make_run("1", **settings)
+    agent = launch(first, nproc=nproc)
+    wait_for(lambda: reached(first, step=5), process=agent)
+    agent.send_signal(signal.SIGTERM)
+    agent.wait(LIMIT_S)
+    end = exit_of(first)
+    assert end["reason"] == "stopped"
+    ((step, path),) = list_checkpoints(first / "checkpoints")
+    assert (step, end["step"]) == (max(curve_of(first)), step)
+    assert isinstance(verify(path), Checkpoint)
+    second = make_run("2", resume_roots=(first / "checkpoints",), **settings)
+    agent = launch(second, nproc=nproc)
+    wait_for(lambda: reached(second, step=step + 3), process=agent)
+    agent.send_signal(signal.SIGTERM)
+    agent.wait(LIMIT_S)
+    assert exit_of(second)["resumed_from"] == step
+    assert min(curve_of(second)) == step + 1
+
+
+@pytest.mark.long
+def test_a_killed_rank_takes_the_run_with_it_and_blames_nobody(make_run) -> None:
+    run_dir = make_run(nproc=2, n_epochs=50, save_steps=1000, eval_steps=1000)
+    agent = launch(run_dir, nproc=2)
+    wait_for(lambda: reached(run_dir, step=5), process=agent)
+    ranks = ranks_of(agent)
+    assert len(ranks) == 2
+    ranks[1].kill()
+    agent.wait(15)
+    assert agent.returncode != 0
+    assert not (run_dir / "exit.json").exists()
+    wait_for(lambda: not any(rank.is_running() for rank in ranks))
+
+
+def test_ranks_die_with_their_agent(make_run) -> None:
+    run_dir = make_run(n_epochs=50, save_steps=1000, eval_steps=1000)
+    agent = launch(run_dir, nproc=1)
+    wait_for(lambda: reached(run_dir, step=5), process=agent)
+    ranks = ranks_of(agent)
+    assert ranks
+    agent.kill()
+    agent.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=5)
+    assert alive == []
+    assert not (run_dir / "exit.json").exists()
+
+
+@pytest.mark.long
+def test_bad_data_is_told_by_every_launch(make_run) -> None:
+    run_dir = make_run(nproc=2)
+    (run_dir / "train").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    assert launch(run_dir, nproc=2).wait(LIMIT_S) != 0
+    assert exit_of(run_dir)["reason"] == "bad_data"
+    assert "line 1" in exit_of(run_dir)["message"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+def test_a_full_disk_is_an_error_and_not_damage(make_run) -> None:
+    run_dir = make_run(n_epochs=50, save_steps=2, eval_steps=1000, save_total_limit=100)
+    disk = run_dir / "checkpoints"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        assert launch(run_dir, nproc=1).wait(LIMIT_S) != 0
+        assert exit_of(run_dir)["reason"] == "disk_full", exit_of(run_dir)
+        kept = list_checkpoints(disk)
+        assert kept
+        assert all(isinstance(verify(path), Checkpoint) for _, path in kept)
+        assert list(disk.glob("*.tmp")) == []
+    finally:
+        subprocess.run(["/bin/umount", disk], check=True)
+
+
+def test_the_first_reason_stays(tmp_path: Path) -> None:
+    assert write_exit(tmp_path, Outcome("cuda_oom", metrics={"train_loss": float("nan")}))
+    assert not write_exit(tmp_path, Outcome("error"))
+    assert exit_of(tmp_path)["reason"] == "cuda_oom"
+    assert exit_of(tmp_path)["metrics"] == {"train_loss": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["exit.json"]
+
+
+def test_exceptions_have_reasons(tmp_path: Path) -> None:
+    import torch
+
+    assert explain(torch.cuda.OutOfMemoryError("CUDA out of memory"), run_dir=tmp_path)[0] == "cuda_oom"
+    assert explain(OSError(28, "No space left on device"), run_dir=tmp_path)[0] == "disk_full"
+    assert explain(OSError(2, "No such file"), run_dir=tmp_path)[0] == "error"
+    assert explain(ZeroDivisionError("x"), run_dir=tmp_path) == ("error", "ZeroDivisionError: x")

@@ -1,0 +1,70 @@
+"""Load a base model and put a PEFT adapter on it, refusing pairs that do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+from trainers.artifacts import Refused
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of `folder`, offline and without remote code."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_model(folder: Path, *, dtype: Any = "auto") -> Any:
+    """A causal language model in evaluation mode, offline, without remote code. "auto": the stored dtype.
+
+    The attention is named so that a config cannot ask for a kernel from a hub.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return model.eval()
+
+
+def attach_adapter(model: Any, *, adapter_dir: Path, tokenizer: Any) -> Any:
+    """`model` wrapped with the adapter. Raises Refused unless every tensor of the adapter found its place."""
+    from peft import PeftConfig, PeftModel
+    from peft.utils import get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    weights = adapter_dir / "adapter_model.safetensors"
+    if not (adapter_dir / "adapter_config.json").is_file() or not weights.is_file():
+        raise Refused("no_adapter", f"{adapter_dir} holds no adapter in safetensors format.")
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise Refused("bad_adapter", "The adapter's tokenizer has more tokens than the base model.")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            stored = {name for name in file.keys() if "lora_" in name}
+        config = PeftConfig.from_pretrained(str(adapter_dir))
+        adapted = PeftModel.from_pretrained(model, adapter_dir, config=config, is_trainable=False)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+        raise Refused("bad_adapter", f"The adapter does not fit the base model: {error}") from error
+    # PEFT only warns about tensors that are missing or left over.
+    loaded = {
+        name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name
+    }
+    if stored != loaded:
+        odd = sorted(stored ^ loaded)
+        raise Refused(
+            "bad_adapter", f"{len(odd)} adapter tensors do not fit the base model, such as {odd[0]}."
+        )
+    return adapted.eval()
+
+
+def find_stop_ids(tokenizer: Any, generation_eos: Any) -> list[int]:
+    """Ids that end a generation: the model's own, the tokenizer's eos and the chat template's end of turn."""
+    from trainers.chat_template import find_end_of_turn_ids
+
+    listed = generation_eos if isinstance(generation_eos, list) else [generation_eos]
+    ids = dict.fromkeys([*listed, tokenizer.eos_token_id, *find_end_of_turn_ids(tokenizer)])
+    return [token_id for token_id in ids if token_id is not None and token_id >= 0]

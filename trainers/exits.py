@@ -1,0 +1,106 @@
+"""How a run ends: exit.json, written once and last, with the reason as data."""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trainers.events import drop_nonfinite
+from trainers.specs import SpecError
+
+Reason = Literal[
+    "done", "stopped", "bad_data", "cuda_oom", "nan_loss", "disk_full", "bad_checkpoint", "error"
+]
+BAD_DATA_EXIT = 3
+_NEARLY_FULL_BYTES = 16 << 20
+
+
+class DataError(ValueError):
+    """The training data cannot be used, for a reason its owner can mend."""
+
+
+class NanLoss(ArithmeticError):
+    """The loss stopped being a number; the weights of the last checkpoint are still good."""
+
+
+class BadCheckpoint(RuntimeError):
+    """A checkpoint that cannot be resumed from."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop before it had anything to save."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank died. What killed it is for the supervisor to find out, so no exit.json is written."""
+
+
+@dataclass
+class Outcome:
+    reason: Reason
+    message: str = ""
+    step: int = 0
+    trained_tokens: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    resumed_from: int | None = None
+
+
+def write_exit(run_dir: Path, outcome: Outcome) -> bool:
+    """Publishes exit.json whole. The first rank wins: its reason is the cause, the others' a consequence."""
+    body = {**outcome.__dict__, "metrics": drop_nonfinite(outcome.metrics)}
+    temporary = run_dir / f"exit.json.{os.getpid()}.tmp"
+    with temporary.open("w") as file:
+        json.dump(body, file, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, run_dir / "exit.json")
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def explain(error: BaseException, *, run_dir: Path) -> tuple[Reason, str]:
+    """The reason and the message for an exception that ended a run."""
+    if isinstance(error, NanLoss):
+        return "nan_loss", str(error)
+    if isinstance(error, BadCheckpoint):
+        return "bad_checkpoint", str(error)
+    if isinstance(error, Stopped):
+        return "stopped", str(error)
+    if isinstance(error, DataError | SpecError):
+        return "bad_data", str(error)
+    if _is_disk_full(error, run_dir):
+        return "disk_full", f"no space left on the disk: {error}"
+    if _is_cuda_oom(error):
+        return "cuda_oom", f"the GPU has too little memory for this job: {_first_line(error)}"
+    return "error", f"{type(error).__name__}: {error}"
+
+
+def _is_disk_full(error: BaseException, run_dir: Path) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(cause)
+        if "No space left on device" in text:  # safetensors
+            return True
+        if "PytorchStreamWriter" in text or "file write failed" in text:  # torch.save tells no errno
+            return shutil.disk_usage(run_dir).free < _NEARLY_FULL_BYTES
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _is_cuda_oom(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

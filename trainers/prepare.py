@@ -1,0 +1,265 @@
+"""`python -m trainers.prepare RUN_DIR`: tokenizes once into a shared cache, picks the checkpoint to resume.
+
+Needs no GPU. Writes RUN_DIR/prepared.json; a fault in the user's data goes to exit.json and exits 3.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainers.artifacts import digest_file, write_json
+from trainers.checkpoints import Checkpoint, latest_valid, sync
+from trainers.events import Events
+from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
+from trainers.rows import Row, RowError, Rows
+from trainers.specs import RunSpec, SpecError, load_run_spec
+
+CODE_VERSION = 1  # raise it when the same input would be encoded differently
+ROWS_FILE = "rows.arrow"
+INFO_FILE = "info.json"
+_BATCH_ROWS = 64
+_LISTED_LINES = 20
+# What decides how text becomes tokens, and which tokens end a turn.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "generation_config.json",
+)
+
+log = logging.getLogger("trainers.prepare")
+
+
+@dataclass
+class Counts:
+    rows: int = 0
+    used: int = 0
+    dropped: int = 0  # rows without a token to train on
+    dropped_lines: list[int] = field(default_factory=list)  # the first of them
+    truncated: int = 0
+    blank_lines: int = 0
+    tokens: int = 0
+    trainable_tokens: int = 0
+    longest: int = 0  # tokens of the longest row before truncation
+
+
+def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
+    """Writes and returns prepared.json. Raises DataError for what the owner of the data can mend."""
+    spec = load_run_spec(run_dir)
+    events.phase("preparing")
+    from trainers.data import load_tokenizer  # only now: what is wrong with the spec is told without torch
+
+    tokenizer = load_tokenizer(spec.model_dir)
+    train_dir, counts, train_hit = encode_file(spec.train_file, tokenizer, spec=spec, events=events)
+    prepared: dict[str, Any] = {
+        "train": str(train_dir),
+        "validation": None,
+        "counts": asdict(counts),
+        "cache_hit": {"train": train_hit},
+    }
+    if spec.validation_file:
+        folder, validation_counts, hit = encode_file(
+            spec.validation_file, tokenizer, spec=spec, events=events
+        )
+        prepared["validation"] = str(folder)
+        prepared["validation_counts"] = asdict(validation_counts)
+        prepared["cache_hit"]["validation"] = hit
+    checkpoint = pick_checkpoint(run_dir, spec=spec, events=events)
+    prepared["resume_from"] = str(checkpoint.path) if checkpoint else None
+    write_json(run_dir / "prepared.json", prepared)
+    return prepared
+
+
+def pick_checkpoint(run_dir: Path, *, spec: RunSpec, events: Events) -> Checkpoint | None:
+    """The newest valid checkpoint of this and the earlier attempts; the damaged ones are reported."""
+    found, corrupt = latest_valid([run_dir / "checkpoints", *spec.resume_roots])
+    for broken in corrupt:
+        events.message(
+            f"checkpoint {broken.path.name} is damaged and is passed over: {broken.problem}",
+            level="warn",
+            code="checkpoint.corrupt",
+            path=str(broken.path),
+            problem=broken.problem,
+        )
+    return found
+
+
+def encode_file(path: Path, tokenizer: Any, *, spec: RunSpec, events: Events) -> tuple[Path, Counts, bool]:
+    """(folder of the encoded file in the cache, its counts, whether it was there already)."""
+    settings = spec.supervised().model_dump(include={"max_length", "train_on_inputs"})
+    key = _cache_key(path, spec=spec, chat_template=str(tokenizer.chat_template), settings=settings)
+    folder = spec.cache_dir / "tokenized" / key
+    counts = _read_cached(folder)
+    hit = counts is not None
+    if counts is None:
+        counts = _encode_into(folder, path, tokenizer=tokenizer, spec=spec, settings=settings)
+    _report(counts, events=events, settings=settings, path=path, hit=hit)
+    if counts.used == 0:
+        raise DataError(
+            f"none of the {counts.rows} rows has a token to train on within "
+            f"max_length {settings['max_length']}: raise max_length"
+        )
+    return folder, counts, hit
+
+
+def _cache_key(path: Path, *, spec: RunSpec, chat_template: str, settings: dict[str, Any]) -> str:
+    names = {file for pattern in _TOKENIZER_FILES for file in spec.model_dir.glob(pattern) if file.is_file()}
+    key = {
+        "code": CODE_VERSION,
+        "content": digest_file(path),
+        "tokenizer": {file.name: digest_file(file) for file in sorted(names)},
+        "chat_template": chat_template,
+        "settings": settings,
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _read_cached(folder: Path) -> Counts | None:
+    """The counts of a cached file, or None when it is absent or not whole."""
+    try:
+        info = json.loads((folder / INFO_FILE).read_bytes())
+        if (folder / ROWS_FILE).stat().st_size != info["bytes"]:
+            shutil.rmtree(folder)
+            return None
+    except FileNotFoundError:
+        return None
+    os.utime(folder)  # its age tells whoever clears the cache what is in use
+    return Counts(**info["counts"])
+
+
+def _encode_into(
+    folder: Path, path: Path, *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
+) -> Counts:
+    """Encodes a file beside its place in the cache, then moves it there."""
+    from trainers.data import Encoder, find_stop_ids
+
+    encoder = Encoder(tokenizer, stop_ids=find_stop_ids(tokenizer, spec.model_dir), **settings)
+    work = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    work.mkdir(parents=True)
+    try:
+        counts = _write_rows(work / ROWS_FILE, Rows(path), encoder=encoder)
+        info = {"bytes": (work / ROWS_FILE).stat().st_size, "counts": asdict(counts)}
+        write_json(work / INFO_FILE, info)
+        sync(work)
+        try:
+            work.rename(folder)
+        except OSError:
+            if _read_cached(folder) is None:  # else another run encoded the same file meanwhile
+                raise
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return counts
+
+
+def _write_rows(target: Path, rows: Rows, *, encoder: Any) -> Counts:
+    import pyarrow
+
+    token_list = pyarrow.list_(pyarrow.int32())
+    schema = pyarrow.schema({"input_ids": token_list, "labels": token_list})
+    counts = Counts()
+    with target.open("wb") as file:
+        with pyarrow.ipc.new_stream(file, schema) as stream:
+            for batch in _batches(rows):
+                kept = [example for example in encoder.encode(batch) if _count(example, counts)]
+                columns = {
+                    "input_ids": [example.input_ids for example in kept],
+                    "labels": [example.labels for example in kept],
+                }
+                stream.write_table(pyarrow.table(columns, schema=schema))
+        file.flush()
+        os.fsync(file.fileno())
+    counts.blank_lines = rows.blank_lines
+    return counts
+
+
+def _batches(rows: Rows) -> Any:
+    batch: list[Row] = []
+    for row in rows:
+        if isinstance(row, RowError):
+            raise DataError(f"line {row.line}: {row.message}")
+        batch.append(row)
+        if len(batch) == _BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _count(example: Any, counts: Counts) -> bool:
+    """Adds an example to the counts; False when there is nothing in it to train on."""
+    trainable = example.n_trainable
+    counts.rows += 1
+    counts.longest = max(counts.longest, example.full_length)
+    counts.truncated += example.full_length > len(example.input_ids)
+    if not trainable:
+        counts.dropped += 1
+        if len(counts.dropped_lines) < _LISTED_LINES:
+            counts.dropped_lines.append(example.line)
+        return False
+    counts.used += 1
+    counts.tokens += len(example.input_ids)
+    counts.trainable_tokens += trainable
+    return True
+
+
+def _report(counts: Counts, *, events: Events, settings: dict[str, Any], path: Path, hit: bool) -> None:
+    events.message(
+        f"{counts.used} of {counts.rows} rows, {counts.tokens} tokens, "
+        f"{counts.trainable_tokens} of them trained" + (" (already tokenized)" if hit else ""),
+        code="prepared",
+        file=path.name,
+        cache_hit=hit,
+    )
+    limit = settings["max_length"]
+    if counts.truncated:
+        events.message(
+            f"{counts.truncated} rows are longer than max_length {limit} and were cut; the longest has "
+            f"{counts.longest} tokens",
+            level="warn",
+            code="rows_truncated",
+        )
+    if counts.dropped:
+        lines = ", ".join(map(str, counts.dropped_lines))
+        more = ", ..." if counts.dropped > len(counts.dropped_lines) else ""
+        events.message(
+            f"{counts.dropped} rows have no token to train on within max_length {limit} and were left out: "
+            f"lines {lines}{more}",
+            level="warn",
+            code="rows_dropped",
+            lines=counts.dropped_lines,
+        )
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    run_dir = Path(arguments[0]).absolute()
+    events = Events(run_dir / "events.jsonl")
+    try:
+        prepare(run_dir, events=events)
+    except (DataError, SpecError) as error:
+        events.message(str(error), level="error", code="bad_data")
+        write_exit(run_dir, Outcome("bad_data", str(error)))
+        log.error("%s", error)
+        return BAD_DATA_EXIT
+    except Exception as error:  # whatever it is, the supervisor is told the reason; then it is raised
+        reason, message = explain(error, run_dir=run_dir)
+        write_exit(run_dir, Outcome(reason, message))
+        raise
+    finally:
+        events.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
