@@ -1,0 +1,68 @@
+"""The console script `residency`: one sub-command starts the service, the others talk to it over HTTP."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from api.client import DEFAULT_HOME, ClientError, Refused
+from api.commands import chat, deployments, files, jobs, models
+from api.commands.output import errors, plain
+
+
+class Root(TyperGroup):
+    """Turns what the client raises into a short red message and exit status 1."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().invoke(ctx)
+        except ClientError as error:
+            where = f" ({error.param})" if isinstance(error, Refused) and error.param else ""
+            errors.print(plain(f"{error}{where}"), style="red")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune language models on your own machines, and chat with them.",
+    epilog="The server's address is read from RESIDENCY_URL, the key from RESIDENCY_API_KEY "
+    "or from the file admin.key in RESIDENCY_HOME (~/.residency).",
+)
+app.add_typer(models.app, name="models")
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(deployments.app, name="deployments")
+app.command()(chat.chat)
+
+
+@app.command()
+def up(
+    *,
+    home: Annotated[
+        Path, typer.Option(envvar="RESIDENCY_HOME", help="Where all data is kept.", file_okay=False)
+    ] = Path(DEFAULT_HOME),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8700,
+    workers: Annotated[int, typer.Option(min=1, help="Jobs that may train at the same time.")] = 1,
+    import_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder that base models may be imported from; may be given several times. "
+            "Without it: your home folder and the current one.",
+            file_okay=False,
+        ),
+    ] = None,
+) -> None:
+    """Start the whole service on this machine; Ctrl-C stops it."""
+    from api.up import run_up  # the only command that needs the server's packages
+
+    import_dirs = [folder.expanduser().absolute() for folder in import_dir or [Path.home(), Path.cwd()]]
+    home = home.expanduser().absolute()
+    raise typer.Exit(run_up(home=home, host=host, port=port, workers=workers, import_dirs=import_dirs))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""The client commands of `residency`, a module a resource. They know the server only through `api.client`."""

@@ -1,0 +1,88 @@
+"""`residency files`: upload training data and list what is there."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from api.client import Client, ClientError, connect, locate, poll
+from api.commands.output import AsJson, errors, format_bytes, format_time, out, print_json, print_table
+
+app = typer.Typer(no_args_is_help=True, help="Upload and list files.")
+_LINE_SHOWN_MAX = 300
+
+
+@app.command()
+def upload(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    *,
+    purpose: str = "fine-tune",
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file and wait until its rows are checked."""
+    client = connect()
+    uploaded = _send(client, path, purpose=purpose)
+    with errors.status(f"Checking {path.name}"):
+        file = poll(
+            lambda: client.get(locate("files", uploaded["id"])),
+            until=lambda file: file["status"] in ("processed", "error"),
+        )
+    if file["status"] == "error":
+        raise ClientError(_describe_error(path, file))
+    if as_json:
+        print_json(file)
+    else:
+        rows = f"  {file['rows']} rows" if file.get("rows") is not None else ""
+        out.print(f"{file['id']}  {path.name}  {format_bytes(file['bytes'])}{rows}")
+
+
+@app.command("list")
+def list_files(*, purpose: str | None = None, as_json: AsJson = False) -> None:
+    """List the files, newest first."""
+    files = connect().list_all("/v1/files", purpose=purpose)
+    if as_json:
+        print_json(files)
+        return
+    print_table(
+        ("ID", "NAME", "SIZE", "PURPOSE", "STATUS", "CREATED"),
+        (
+            (
+                file["id"],
+                file["filename"],
+                format_bytes(file["bytes"]),
+                file["purpose"],
+                file["status"],
+                format_time(file["created_at"]),
+            )
+            for file in files
+        ),
+        empty="No files. Upload one with `residency files upload PATH`.",
+    )
+
+
+def _send(client: Client, path: Path, *, purpose: str) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with (
+        Progress(*columns, console=errors, transient=True) as progress,
+        progress.open(path, "rb", description=f"Uploading {path.name}") as content,
+    ):
+        return client.post_form("/v1/files", data={"purpose": purpose}, files={"file": (path.name, content)})
+
+
+def _describe_error(path: Path, file: dict[str, Any]) -> str:
+    """The server's complaint, and below it the line that it is about."""
+    details = file.get("status_details") or "The file cannot be used."
+    named = re.match(r"line (\d+)", details, re.IGNORECASE)
+    line = _read_line(path, int(named[1])) if named else None
+    return f"{path}: {details}" + (f"\n  {line}" if line else "")
+
+
+def _read_line(path: Path, number: int) -> str | None:
+    with path.open("rb") as file:
+        for index, line in enumerate(file, start=1):
+            if index == number:
+                text = line.decode(errors="replace").strip()
+                return text if len(text) <= _LINE_SHOWN_MAX else text[:_LINE_SHOWN_MAX] + "…"
+    return None

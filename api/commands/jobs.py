@@ -1,0 +1,168 @@
+"""`residency jobs`: submit fine-tuning jobs, watch and cancel them."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from api.client import connect, locate
+from api.commands.follow import follow_job, follow_log, print_event, read_events, read_log
+from api.commands.output import (
+    AsJson,
+    format_duration,
+    format_time,
+    out,
+    print_fields,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Submit fine-tuning jobs, watch and cancel them.")
+JobId = Annotated[str, typer.Argument(metavar="ID")]
+
+
+@app.command()
+def create(
+    *,
+    model: Annotated[str, typer.Option(help="Model to start from.")],
+    file: Annotated[str, typer.Option(help="Id of the training file.", metavar="FILE_ID")],
+    validation_file: Annotated[
+        str | None, typer.Option(help="Id of a file to measure the loss on.", metavar="FILE_ID")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Goes into the name of the result.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training file.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples an optimizer step sees.")] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--param", help="Any other hyperparameter.", metavar="NAME=VALUE"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a supervised fine-tuning job."""
+    named = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    hyperparameters = {name: value for name, value in named.items() if value is not None}
+    for text in param or []:
+        name, value = _parse_param(text)
+        if name in hyperparameters:
+            raise typer.BadParameter(f"{name} is given twice.")
+        hyperparameters[name] = value
+    client = connect()
+    job = client.post(
+        "/v1/fine_tuning/jobs",
+        model=model,
+        training_file=file,
+        validation_file=validation_file,
+        suffix=suffix,
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+    )
+    if as_json:
+        print_json(job)
+    else:
+        out.print(job["id"])
+    if follow:
+        raise typer.Exit(follow_job(client, job["id"]))
+
+
+@app.command("list")
+def list_jobs(*, as_json: AsJson = False) -> None:
+    """List the jobs, newest first."""
+    jobs = connect().list_all("/v1/fine_tuning/jobs", limit=100)
+    if as_json:
+        print_json(jobs)
+        return
+    print_table(
+        ("ID", "MODEL", "STATUS", "STEP", "RESULT", "CREATED"),
+        (
+            (
+                job["id"],
+                job["model"],
+                job["status"],
+                _describe_step(job),
+                job["fine_tuned_model"],
+                format_time(job["created_at"]),
+            )
+            for job in jobs
+        ),
+        empty="No jobs. Submit one with `residency jobs create`.",
+    )
+
+
+@app.command()
+def show(job_id: JobId, *, as_json: AsJson = False) -> None:
+    """Show a job."""
+    job = connect().get(locate("fine_tuning", "jobs", job_id))
+    if as_json:
+        print_json(job)
+        return
+    error = job["error"] or {}
+    hyperparameters = job["hyperparameters"] or {}
+    print_fields(
+        {
+            "id": job["id"],
+            "status": job["status"],
+            "phase": job.get("phase"),
+            "step": _describe_step(job),
+            "queue position": job.get("queue_position"),
+            "error": error.get("message"),
+            "model": job["model"],
+            "result": job["fine_tuned_model"],
+            "training file": job["training_file"],
+            "validation file": job["validation_file"],
+            "trained tokens": job["trained_tokens"],
+            "created": format_time(job["created_at"]),
+            "finished": format_time(job["finished_at"]),
+            "seed": job["seed"],
+            "method": job["method"]["type"],
+            **{f"  {name}": json.dumps(value) for name, value in hyperparameters.items()},
+        }
+    )
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="The training process's own log.")] = False,
+) -> None:
+    """Print what happened to a job, oldest first. With -f, the exit status tells whether it succeeded."""
+    client = connect()
+    if follow:
+        raise typer.Exit(follow_log(client, job_id) if raw else follow_job(client, job_id))
+    if raw:
+        for text in read_log(client, job_id):
+            typer.echo(text, nl=False)
+    else:
+        for event in read_events(client, job_id):
+            print_event(event)
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Ask for the end of a job."""
+    job = connect().post(locate("fine_tuning", "jobs", job_id, "cancel"))
+    ending = "" if job["status"] == "cancelled" else " (it ends as soon as its worker has heard)"
+    out.print(f"{job['id']}  {job['status']}{ending}")
+
+
+def _parse_param(text: str) -> tuple[str, Any]:
+    """`name=value`, where the value is JSON if it can be read as such, else a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is not of the form NAME=VALUE.", param_hint="-p")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _describe_step(job: dict[str, Any]) -> str | None:
+    progress = job.get("progress")
+    if not progress:
+        return None
+    step = f"{progress['step']}/{progress['total_steps']}"
+    if job["status"] != "running":
+        return step
+    return f"{step}, {format_duration(progress.get('eta_seconds'))} left"

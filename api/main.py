@@ -1,0 +1,61 @@
+"""The application: `uvicorn --factory api.main:create_app`."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.concurrency import run_in_threadpool
+
+from api import chat, deployments, errors, files, health, jobs, models
+from api.auth import authenticate
+from api.middleware import RequestFrame
+from api.schemas import ErrorBody
+from api.settings import ApiSettings
+from db.migrate import upgrade
+from db.session import Database
+
+logger = logging.getLogger(__name__)
+_PEPPER_MIN_CHARS = 32
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is at fault."},
+    "5XX": {"model": ErrorBody, "description": "The service is at fault."},
+}
+
+
+def create_app(settings: ApiSettings | None = None, database: Database | None = None) -> FastAPI:
+    """The HTTP layer over `database`. Both arguments default to what `RESIDENCY_*` says."""
+    settings = settings or ApiSettings()
+    app = FastAPI(
+        title="Residency",
+        summary="Training as a service behind OpenAI's fine-tuning API.",
+        lifespan=_lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.database = database or Database(settings.url)
+    app.state.owns_database = database is None
+    app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes)
+    errors.install(app)
+    # One place decides that everything below /v1 needs a key.
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)], responses=_ERRORS)
+    for resource in (files, jobs, models, deployments, chat):
+        v1.include_router(resource.router)
+    app.include_router(v1)
+    app.include_router(health.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: ApiSettings = app.state.settings
+    if len(settings.key_pepper.get_secret_value()) < _PEPPER_MIN_CHARS:
+        raise ValueError(f"RESIDENCY_KEY_PEPPER must have at least {_PEPPER_MIN_CHARS} characters")
+    settings.home_dir.mkdir(parents=True, exist_ok=True)
+    await run_in_threadpool(upgrade, app.state.database)
+    async with chat.new_client() as app.state.engines:
+        yield
+    if app.state.owns_database:
+        app.state.database.dispose()

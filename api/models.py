@@ -1,0 +1,63 @@
+"""/v1/models: bases and fine-tuned models."""
+
+from fastapi import APIRouter, BackgroundTasks
+from sqlalchemy.exc import IntegrityError
+
+from api import render
+from api.auth import AdminDep, CallerDep
+from api.deps import DatabaseDep, SettingsDep
+from api.errors import ApiError
+from api.schemas import Deleted, ImportModel, ModelList, ModelObject
+from db import registry
+from db.errors import Conflict
+from workers.dispatch import ring
+
+router = APIRouter(prefix="/models", tags=["Models"])
+
+
+@router.get("", summary="List models")
+def list_models(caller: CallerDep, database: DatabaseDep) -> ModelList:
+    """All models you may use, oldest first."""
+    with database.read() as session:
+        models = registry.list_all(session, org_id=caller.org_id)
+    return ModelList(data=[render.model_object(model, caller) for model in models])
+
+
+# Before the routes with an id, since ids may hold slashes.
+@router.post("/import", summary="Import model")
+def import_model(
+    body: ImportModel,
+    caller: AdminDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    background: BackgroundTasks,
+) -> ModelObject:
+    """Import a base model from the worker's disk (admins). Watch `status`."""
+    if not settings.import_enabled:
+        raise ApiError(403, "insufficient_permissions", "Imports are switched off here.")
+    try:
+        with database.write() as session:
+            model = registry.start_import(session, org_id=caller.org_id, model_id=body.id, source=body.source)
+    except IntegrityError as error:  # another request imports it since a moment ago
+        message = f"There is a model with the id '{body.id}' already."
+        raise Conflict("model_exists", message, param="id") from error
+    background.add_task(ring, "cpu")
+    return render.model_object(model, caller)
+
+
+@router.get("/{model_id:path}", summary="Retrieve model")
+def retrieve_model(model_id: str, caller: CallerDep, database: DatabaseDep) -> ModelObject:
+    """A model and its lineage."""
+    with database.read() as session:
+        return render.model_object(registry.get(session, model_id, org_id=caller.org_id), caller)
+
+
+@router.delete("/{model_id:path}", summary="Delete model")
+def delete_model(model_id: str, caller: CallerDep, database: DatabaseDep) -> Deleted:
+    """Delete a fine-tuned model, or (admins) what is left of a failed import."""
+    with database.read() as session:
+        model = registry.get(session, model_id, org_id=caller.org_id)
+    if model.kind == "base" and caller.role != "admin":
+        raise Conflict("model_not_deletable", f"The base model '{model_id}' cannot be deleted here.")
+    registry.delete(database, model_id, org_id=caller.org_id)
+    return Deleted(id=model_id, object="model")

@@ -1,0 +1,154 @@
+"""Rows as the objects that clients read."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from api.schemas import (
+    CheckpointObject,
+    DeploymentObject,
+    EventObject,
+    FileObject,
+    JobObject,
+    ModelObject,
+)
+from db.keys import Caller
+from db.models import Checkpoint, Deployment, Event, File, Job, Model
+
+_CHECKPOINT_METRICS = (
+    "train_loss",
+    "train_mean_token_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+    "full_valid_loss",
+    "full_valid_mean_token_accuracy",
+)
+
+
+def file_object(file: File) -> FileObject:
+    """A file."""
+    return FileObject.model_validate(
+        {
+            "id": file.id,
+            "bytes": file.bytes,
+            "created_at": int(file.created_at),
+            "filename": file.filename,
+            "purpose": file.purpose,
+            "status": file.status,
+            "status_details": file.status_details,
+            "sha256": file.sha256,
+            "rows": file.rows,
+        }
+    )
+
+
+def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
+    """A job. What it was given becomes what it uses once that is known."""
+    given = job.spec["method"][job.method]["hyperparameters"]
+    hyperparameters = job.resolved or given
+    return JobObject.model_validate(
+        {
+            "id": job.id,
+            "created_at": int(job.created_at),
+            "finished_at": None if job.finished_at is None else int(job.finished_at),
+            "estimated_finish": _estimated_finish(job),
+            "model": job.model_id,
+            "fine_tuned_model": job.fine_tuned_model,
+            "organization_id": job.org_id,
+            "status": job.status,
+            "training_file": job.training_file,
+            "validation_file": job.validation_file,
+            "trained_tokens": job.trained_tokens if job.finished_at is not None else None,
+            "seed": job.seed,
+            "hyperparameters": hyperparameters if job.method == "supervised" else None,
+            "method": {"type": job.method, job.method: {"hyperparameters": hyperparameters}},
+            "integrations": job.integrations or [],
+            "metadata": job.metadata_,
+            "error": job.error,
+            "user_provided_suffix": job.suffix,
+            "phase": job.phase,
+            "progress": job.progress,
+            "resources": job.resources,
+            "queue_position": queue_position,
+        }
+    )
+
+
+def _estimated_finish(job: Job) -> int | None:
+    eta_s = (job.progress or {}).get("eta_seconds")
+    return int(time.time() + eta_s) if job.status == "running" and eta_s is not None else None
+
+
+def event_object(event: Event) -> EventObject:
+    """An event of a job."""
+    return EventObject.model_validate(
+        {
+            "id": event.id,
+            "created_at": int(event.created_at),
+            "level": event.level,
+            "type": event.type,
+            "message": event.message,
+            "data": event.data,
+        }
+    )
+
+
+def checkpoint_object(checkpoint: Checkpoint, job: Job, *, org_name: str) -> CheckpointObject:
+    """A checkpoint of `job`."""
+    known = dict.fromkeys(_CHECKPOINT_METRICS) | checkpoint.metrics
+    # The fine-tuned model has no name before the job is over, and a checkpoint's name must not change.
+    base = job.model_id.split(":")[1] if job.model_id.startswith("ft:") else job.model_id.replace("/", "--")
+    name = f"ft:{base}:{org_name}:{job.suffix or ''}:{job.id[-8:]}:ckpt-step-{checkpoint.step}"
+    return CheckpointObject(
+        id=checkpoint.id,
+        created_at=int(checkpoint.created_at),
+        fine_tuning_job_id=checkpoint.job_id,
+        fine_tuned_model_checkpoint=name,
+        step_number=checkpoint.step,
+        metrics={"step": checkpoint.step, **known},
+    )
+
+
+def model_object(model: Model, caller: Caller) -> ModelObject:
+    """A model as `caller` may see it."""
+    return ModelObject.model_validate(
+        {
+            "id": model.id,
+            "created": int(model.created_at),
+            "owned_by": model.org_id,
+            "status": model.status,
+            "kind": model.kind,
+            "parent": model.parent_id,
+            "root": model.root_id,
+            "digest": model.digest,
+            "max_model_len": (model.details or {}).get("context_length"),
+            "details": model.details,
+            "error": model.error,
+            "source": model.source if caller.role == "admin" else None,
+        }
+    )
+
+
+def deployment_object(deployment: Deployment, caller: Caller) -> DeploymentObject:
+    """A deployment as `caller` may see it."""
+    return DeploymentObject.model_validate(
+        {
+            "id": deployment.id,
+            "model": deployment.model_id,
+            "status": deployment.status,
+            "auto": deployment.auto,
+            "created_at": int(deployment.created_at),
+            "error": deployment.error,
+            "address": deployment.address if caller.role == "admin" else None,
+        }
+    )
+
+
+def page(objects: Sequence[Any], *, has_more: bool) -> dict[str, Any]:
+    """The envelope of a list; `first_id` and `last_id` are kept only where the schema names them."""
+    return {
+        "data": objects,
+        "first_id": objects[0].id if objects else None,
+        "last_id": objects[-1].id if objects else None,
+        "has_more": has_more,
+    }

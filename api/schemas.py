@@ -1,0 +1,326 @@
+"""Bodies of requests and answers. Times are Unix seconds."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from trainers.specs import Resources
+
+_MAX_DEPTH = 64
+
+FileStatus = Literal["uploaded", "processed", "error"]
+JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class Body(BaseModel):
+    """A request body. Unknown keys are refused rather than ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        refuse_unstorable(value)
+        return value
+
+
+def refuse_unstorable(value: Any) -> None:
+    """Raise ValueError for what JSON can say but a database or UTF-8 cannot, and for absurd nesting."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, str) and ("\x00" in item or not _is_utf8(item)):
+                raise ValueError("strings must be Unicode without NUL characters and half surrogate pairs")
+            if isinstance(item, dict):
+                following += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                following += item
+        if not following:
+            return
+        level = following
+    raise ValueError(f"the body is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- requests -----------------------------------------------------------------------------------------------
+
+
+class WandbSettings(Body):
+    """Where a run would be shown in Weights & Biases."""
+
+    project: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    name: Annotated[str, StringConstraints(max_length=256)] | None = None
+    entity: Annotated[str, StringConstraints(max_length=256)] | None = None
+    tags: list[Annotated[str, StringConstraints(max_length=64)]] | None = Field(default=None, max_length=50)
+
+
+class Integration(Body):
+    """A third-party integration of a job."""
+
+    type: Literal["wandb"]
+    wandb: WandbSettings
+
+
+class CreateJob(Body):
+    """A fine-tuning job to be run."""
+
+    model: Id = Field(description="Id of the base or fine-tuned model to start from.")
+    training_file: Id = Field(description="Id of an uploaded file with purpose `fine-tune`.")
+    validation_file: Id | None = Field(default=None, description="Id of a file to measure the loss on.")
+    suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = Field(
+        default=None, description="Goes into the name of the fine-tuned model."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=2**31 - 1, strict=True, description="Chosen and echoed when absent."
+    )
+    method: dict[str, Any] | None = Field(
+        default=None,
+        description="How to train: its `type`, and under that name its hyperparameters.",
+        examples=[{"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}}],
+    )
+    hyperparameters: dict[str, Any] | None = Field(
+        default=None, description="Older place of `method.supervised.hyperparameters`."
+    )
+    resources: Resources | None = Field(default=None, description="Processes that train side by side.")
+    integrations: list[Integration] | None = Field(
+        default=None, max_length=8, description="Kept with the job and echoed."
+    )
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        default=None, max_length=16, description="Notes of your own, at most 16."
+    )
+
+
+class ImportModel(Body):
+    """A base model to be imported."""
+
+    id: Annotated[
+        str,
+        StringConstraints(
+            max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+        ),
+    ] = Field(description="Name under which the model will be known.", examples=["org/model"])
+    source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
+        description="A folder with safetensors or a GGUF file, as a path on the worker's machine."
+    )
+
+
+class CreateDeployment(Body):
+    """A model that should answer."""
+
+    model: Id = Field(description="Id of a model that is ready.")
+
+
+class ChatRequest(Body):
+    """What is read of a chat request; all other keys go to the engine as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Id = Field(description="Id of a deployed model.")
+    messages: list[dict[str, Any]] = Field(min_length=1, description="The conversation so far.")
+    stream: bool | None = Field(default=None, strict=True, description="Whether to answer token by token.")
+
+
+# --- answers ------------------------------------------------------------------------------------------------
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorDetail
+
+
+class FileObject(BaseModel):
+    """An uploaded file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: FileStatus = Field(description="`uploaded` until the rows are checked.")
+    status_details: str | None = Field(description="The first thing that is wrong with the file.")
+    sha256: str
+    rows: int | None = Field(description="Rows of a checked training file.")
+
+
+class Deleted(BaseModel):
+    """Something is gone."""
+
+    id: str
+    object: str
+    deleted: bool = True
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str | None
+    param: str | None = None
+
+
+class JobObject(BaseModel):
+    """A fine-tuning job. The keys after `shared_with_openai` are additions of this service."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None = Field(description="Only while the job runs.")
+    model: str
+    fine_tuned_model: str | None = Field(description="The result; a model that can be deployed.")
+    organization_id: str
+    status: JobStatus
+    training_file: str
+    validation_file: str | None
+    result_files: list[str] = []
+    trained_tokens: int | None = Field(description="Once the job is over.")
+    seed: int
+    hyperparameters: dict[str, Any] | None = Field(
+        description='As given; every "auto" is replaced by what was chosen once the job runs.'
+    )
+    method: dict[str, Any]
+    integrations: list[dict[str, Any]]
+    metadata: dict[str, str] | None
+    error: JobError | None
+    user_provided_suffix: str | None
+    usage_metrics: None = None
+    shared_with_openai: bool = False
+    phase: str | None = Field(description="What a running job is busy with.")
+    progress: dict[str, Any] | None = Field(
+        description="step, total_steps, percent, tokens_per_s, eta_seconds"
+    )
+    resources: dict[str, Any]
+    queue_position: int | None = Field(
+        default=None, description="Jobs that will be started earlier. Only on single jobs that wait."
+    )
+
+
+class EventObject(BaseModel):
+    """Something that happened to a job."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any]
+
+
+class CheckpointObject(BaseModel):
+    """A state of training that was saved."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    metrics: dict[str, Any]
+
+
+class ModelObject(BaseModel):
+    """A model that can be trained on or deployed. The keys after `owned_by` are additions of this service."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    status: Literal["importing", "ready", "failed"]
+    kind: Literal["base", "merged"]
+    parent: str | None = Field(description="The model it was trained on.")
+    root: str = Field(description="The base model at the start of its lineage.")
+    digest: str | None = Field(description="sha256 over the files of the model.")
+    max_model_len: int | None = Field(description="Longest context in tokens.")
+    details: dict[str, Any] | None
+    error: dict[str, Any] | None
+    source: str | None = Field(description="Where it came from; admins only.")
+
+
+class DeploymentObject(BaseModel):
+    """A model that should answer, and whether it does."""
+
+    id: str
+    object: Literal["deployment"] = "deployment"
+    model: str
+    status: Literal["pending", "loading", "ready", "failed", "stopped"]
+    auto: bool = Field(description="Whether a chat request made it; such ones give way to others.")
+    created_at: int
+    error: dict[str, Any] | None
+    address: str | None = Field(description="Where its engine listens; admins only.")
+
+
+class FileList(BaseModel):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class JobList(BaseModel):
+    """A page of jobs."""
+
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+    has_more: bool
+
+
+class EventList(BaseModel):
+    """A page of events."""
+
+    object: Literal["list"] = "list"
+    data: list[EventObject]
+    has_more: bool
+
+
+class CheckpointList(BaseModel):
+    """A page of checkpoints."""
+
+    object: Literal["list"] = "list"
+    data: list[CheckpointObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeploymentList(BaseModel):
+    """A page of deployments."""
+
+    object: Literal["list"] = "list"
+    data: list[DeploymentObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]

@@ -1,0 +1,103 @@
+"""Models: bases that admins import, results of jobs, and ids with every character that ids have."""
+
+from urllib.parse import quote
+
+import pytest
+
+from db import registry, tasks
+
+MODELS = "/v1/models"
+
+
+@pytest.fixture
+def tuned(client, world) -> str:
+    """`ft:org--base:default:v1:…`, the result of a job."""
+    body = {"model": world.base_model(), "training_file": world.file(), "suffix": "v1"}
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    return world.finish(world.start(job["id"]))
+
+
+def test_list_and_lineage(client, tuned, as_admin):
+    listed = client.get(MODELS).json()
+    assert listed.keys() == {"object", "data"}
+    base, merged = listed["data"]
+    assert (
+        base.items() >= {"id": "org/base", "kind": "base", "status": "ready", "max_model_len": 2048}.items()
+    )
+    expected = {"id": tuned, "object": "model", "kind": "merged", "parent": "org/base", "root": "org/base"}
+    assert merged.items() >= (expected | {"digest": "d2", "owned_by": "org-default", "source": None}).items()
+    assert isinstance(merged["created"], int)
+    assert client.get(MODELS, headers=as_admin).json()["data"][0]["source"] == "/source"
+
+
+def test_ids_raw_and_percent_encoded(client, tuned):
+    for model_id in ("org/base", tuned):
+        for spelling in (model_id, quote(model_id, safe=""), quote(model_id, safe="/")):
+            answer = client.get(f"{MODELS}/{spelling}")
+            assert (answer.status_code, answer.json().get("id")) == (200, model_id)
+
+
+def test_ids_with_a_slash_and_a_colon(client, world):
+    """As older installations and other services have them."""
+    world.base_model("org/base")
+    for spelling in ("ft:a/b:c", "ft%3Aa%2Fb%3Ac"):
+        error = client.get(f"{MODELS}/{spelling}").json()["error"]
+        assert error["message"] == "The model `ft:a/b:c` does not exist or you do not have access to it."
+        assert error["code"] == "model_not_found"
+
+
+def test_import_by_an_admin(client, world, as_admin):
+    body = {"id": "org/new.model-1", "source": "/models/new"}
+    created = client.post(f"{MODELS}/import", json=body, headers=as_admin)
+    assert created.status_code == 200, created.text
+    expected = {"id": "org/new.model-1", "status": "importing", "source": "/models/new", "digest": None}
+    assert created.json().items() >= expected.items()
+    again = client.post(f"{MODELS}/import", json=body, headers=as_admin)
+    error = again.json()["error"]
+    assert (again.status_code, error["code"], error["param"]) == (400, "model_exists", "id")
+    job = {"model": "org/new.model-1", "training_file": world.file(purpose="batch")}
+    assert client.post("/v1/fine_tuning/jobs", json=job).json()["error"]["code"] == "model_not_ready"
+
+
+def test_a_failed_import_tells_why_and_may_be_tried_again(client, world, as_admin):
+    body = {"id": "base", "source": "/models/base"}
+    client.post(f"{MODELS}/import", json=body, headers=as_admin)
+    lease = world.claim("cpu")
+    with tasks.fenced(world.database, lease) as session:
+        tasks.finish(session, lease, outcome="failed")
+        registry.fail_import(session, int(lease.subject_id), code="no_safetensors", message="No weights")
+    failed = client.get(f"{MODELS}/base").json()
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "no_safetensors")
+    assert client.delete(f"{MODELS}/base").json()["error"]["code"] == "model_not_deletable"
+    assert client.post(f"{MODELS}/import", json=body, headers=as_admin).status_code == 200
+    assert len(client.get(MODELS).json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    "model_id", ["", "/a", "a/", "a//b", "../a", "a/../b", ".a", "a b", "ft:x", "a" * 129, "ü", "a\n"]
+)
+def test_ids_that_are_refused(client, as_admin, model_id):
+    answer = client.post(f"{MODELS}/import", json={"id": model_id, "source": "/s"}, headers=as_admin)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "id")
+
+
+def test_imports_can_be_switched_off(client, settings, as_admin):
+    settings.import_enabled = False
+    answer = client.post(f"{MODELS}/import", json={"id": "a", "source": "/s"}, headers=as_admin)
+    assert answer.status_code == 403
+
+
+def test_delete(client, tuned, as_admin):
+    for headers in ({}, as_admin):
+        answer = client.delete(f"{MODELS}/org/base", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_deletable")
+    assert client.delete(f"{MODELS}/{tuned}").json() == {"id": tuned, "object": "model", "deleted": True}
+    assert client.get(f"{MODELS}/{tuned}").status_code == 404
+    assert client.delete(f"{MODELS}/{tuned}").status_code == 404
+    assert client.get("/v1/fine_tuning/jobs").json()["data"][0]["fine_tuned_model"] == tuned
+
+
+def test_a_deployed_model_stays(client, world, tuned):
+    world.deploy(tuned)
+    answer = client.delete(f"{MODELS}/{tuned}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_in_use")
