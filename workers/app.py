@@ -34,8 +34,9 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     # Losing the broker must not touch work that runs: it needs only the database.
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # A caller that rings while Redis is away must get on quickly; the beat rings again.
-    broker_transport_options={"socket_connect_timeout": 2.0},
+    # A caller that rings while Redis is away must get on at once; the beat rings again. Without `max_retries`
+    # one ring holds its thread for 6 s. Workers reconnect by the settings above, not by this one.
+    broker_transport_options={"socket_connect_timeout": 2.0, "max_retries": 0},
     task_default_queue="cpu",
     task_create_missing_queues=True,
     worker_hijack_root_logger=False,

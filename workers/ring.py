@@ -26,8 +26,7 @@ _RUNNERS = {
 @app.task(name=RING_TASK)
 def answer(queue: str) -> None:
     """Claim the first waiting task of `queue` that fits on this node and carry it out."""
-    if shutdown.requested():
-        return
+    shutdown.listen()
     db = database()
     leases.recover_node(db, settings.node)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
@@ -83,5 +82,5 @@ def _resolve(session: Session, job_id: str) -> dict[str, Any]:
     )
 
 
-worker_process_init.connect(shutdown.prepare_child)
+worker_process_init.connect(shutdown.die_with_parent)
 worker_shutting_down.connect(shutdown.tell_children)

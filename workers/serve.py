@@ -112,6 +112,8 @@ class Reconciler:
             "0",
             "--ready-file",
             str(ready_file),
+            "--digest",
+            str(model.digest),
         )
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         env = processes.child_environment(marker, CUDA_VISIBLE_DEVICES=gpus)

@@ -16,12 +16,16 @@ def requested() -> bool:
     return _requested.is_set()
 
 
-def prepare_child(**_: object) -> None:
-    """In a fresh pool child: die with the parent, and take SIGTERM as a request instead of an end."""
+def listen() -> None:
+    """At the start of a task: take SIGTERM as a request. Earlier, the pool would replace the handler."""
+    signal.signal(signal.SIGTERM, lambda *_: _requested.set())
+
+
+def die_with_parent(**_: object) -> None:
+    """In a fresh pool child: a worker killed without a word must not leave children that go on."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    signal.signal(signal.SIGTERM, lambda *_: _requested.set())
 
 
 def tell_children(**_: object) -> None:

@@ -1,0 +1,147 @@
+"""Killed and stopped workers: the job goes on from a checkpoint, and nothing of the old attempt is left."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.stack import Stack, processes_of, start_stack, wait_for
+
+HYPERPARAMETERS = {
+    "n_epochs": 50,
+    "max_steps": 80,
+    "batch_size": 4,
+    "learning_rate": 0.001,
+    "max_length": 128,
+    "save_steps": 10,
+    "logging_steps": 5,
+}
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
+    """A stack whose parts may be killed."""
+    stack = start_stack(tmp_path / "home", import_dirs=[tiny_model])
+    stack.import_model(tiny_model, model_id="tiny")
+    yield stack
+    if stack.process.poll() is None:
+        stack.stop()
+    assert processes_of(stack.home) == []
+
+
+def submit(stack: Stack, chat_file: Path) -> str:
+    client = stack.sdk()
+    with chat_file.open("rb") as source:
+        file = client.files.create(file=source, purpose="fine-tune")
+    return client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=file.id,
+        method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},  # type: ignore[typeddict-item]
+    ).id
+
+
+def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
+    return stack.sdk(max_retries=5).fine_tuning.jobs.retrieve(job_id).to_dict()
+
+
+def wait_for_checkpoint(stack: Stack, job_id: str) -> None:
+    client = stack.sdk()
+    wait_for(
+        lambda: client.fine_tuning.jobs.checkpoints.list(job_id).data,
+        within_s=90,
+        what="the first checkpoint",
+    )
+
+
+def wait_for_end(stack: Stack, job_id: str) -> dict[str, Any]:
+    return wait_for(
+        lambda: (
+            job if (job := job_of(stack, job_id))["status"] in ("succeeded", "failed", "cancelled") else None
+        ),
+        within_s=180,
+        what="the end of the job",
+        every_s=0.5,
+    )
+
+
+def messages_of(stack: Stack, job_id: str) -> list[str]:
+    with stack.http() as client:
+        page = client.get(f"/fine_tuning/jobs/{job_id}/events", params={"order": "asc", "limit": 100}).json()
+    return [event["message"] for event in page["data"] if event["type"] == "message"]
+
+
+def assert_resumed(stack: Stack, job_id: str) -> None:
+    messages = messages_of(stack, job_id)
+    assert any(message.startswith("Fine-tuning job goes on (attempt 2)") for message in messages), messages
+    # the second attempt's trainer says from where it went on
+    assert any(message.startswith("Resuming from the checkpoint at step") for message in messages), messages
+
+
+def training_processes(stack: Stack, job_id: str, attempt: int) -> list[psutil.Process]:
+    run_dir = str(stack.home / "runs" / job_id / str(attempt))
+    return [p for p in processes_of(stack.home) if any(run_dir in word for word in p.cmdline())]
+
+
+def workers_of(stack: Stack, queue: str) -> list[psutil.Process]:
+    """The Celery parent of a queue and its pool children."""
+    return [
+        process
+        for process in processes_of(stack.home)
+        if "celery" in process.cmdline() and f"{queue}@{os.uname().nodename}" in process.cmdline()
+    ]
+
+
+def test_kill_9_of_the_worker_resumes_from_a_checkpoint_and_leaves_no_rank(
+    own_stack: Stack, chat_file: Path
+) -> None:
+    job_id = submit(own_stack, chat_file)
+    wait_for_checkpoint(own_stack, job_id)
+    old = training_processes(own_stack, job_id, 1)
+    assert len(old) >= 2, "torchrun and its rank"
+
+    for process in workers_of(own_stack, "train"):
+        process.kill()
+
+    wait_for(
+        lambda: not any(process.is_running() and process.status() != "zombie" for process in old),
+        within_s=15,
+        what="the old attempt's processes to die",
+    )
+    ended = wait_for_end(own_stack, job_id)
+    assert ended["status"] == "succeeded", ended["error"]
+    assert_resumed(own_stack, job_id)
+
+
+def test_kill_9_of_a_rank_is_an_attempt_of_its_own(own_stack: Stack, chat_file: Path) -> None:
+    job_id = submit(own_stack, chat_file)
+    wait_for_checkpoint(own_stack, job_id)
+    for process in training_processes(own_stack, job_id, 1):
+        if "torch.distributed.run" not in process.cmdline():
+            process.kill()
+    ended = wait_for_end(own_stack, job_id)
+    assert ended["status"] == "succeeded", ended["error"]
+    assert_resumed(own_stack, job_id)
+
+
+def test_sigterm_to_up_saves_requeues_uncharged_and_leaves_no_process(
+    own_stack: Stack, chat_file: Path, tiny_model: Path
+) -> None:
+    job_id = submit(own_stack, chat_file)
+    wait_for_checkpoint(own_stack, job_id)
+
+    assert own_stack.stop(signal.SIGTERM) == 0
+
+    assert processes_of(own_stack.home) == []
+    again = start_stack(own_stack.home, import_dirs=[tiny_model])
+    try:
+        ended = wait_for_end(again, job_id)
+        assert ended["status"] == "succeeded", ended["error"]
+        assert_resumed(again, job_id)
+        assert "The worker shuts down; the job waits for another attempt" in messages_of(again, job_id)
+    finally:
+        assert again.stop(signal.SIGINT) == 0
+    assert processes_of(own_stack.home) == []
