@@ -1,0 +1,48 @@
+# `make help` lists the targets. `make demo` on a fresh clone needs only Python and a package index.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# deepspeed comes as source; nothing of it is compiled ahead of time. It imports torch only for that.
+export DS_BUILD_OPS := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test test-long lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+install: $(STAMP) ## create .venv and install the pinned tree into it
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[train,dashboard,dev]'
+	touch $@
+
+demo: install ## train, merge and chat with a small model, start to end
+	$(BIN)/python examples/demo.py
+
+up: install ## start the whole service on this machine
+	$(BIN)/residency up
+
+test: install ## run the tests
+	$(BIN)/pytest
+
+test-long: install ## run the slow tests
+	$(BIN)/pytest -m 'long and not gpu'
+
+lint: install ## check style, formatting, types and import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: install ## run every script in benchmarks/
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+		echo "$(BIN)/python $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove caches and build output; keep .venv
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find api db workers trainers tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
