@@ -96,6 +96,7 @@ class _Finder:
             raise ApiError(400, "model_not_deployed", message, param="model")
         if deployment is None:
             with self.database.write() as session:
+                model = registry.get_ready(session, self.model_id, org_id=self.org_id, hold=True)
                 deployments.ensure(session, model, org_id=self.org_id, auto=True)
             return None
         if deployment.status == "failed":

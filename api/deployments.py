@@ -17,7 +17,7 @@ router = APIRouter(prefix="/deployments", tags=["Deployments"])
 def create_deployment(body: CreateDeployment, caller: CallerDep, database: DatabaseDep) -> DeploymentObject:
     """Have a model answer. The live deployment of a model is given again; a failed one is tried again."""
     with database.write() as session:
-        model = registry.get_ready(session, body.model, org_id=caller.org_id)
+        model = registry.get_ready(session, body.model, org_id=caller.org_id, hold=True)
         deployment = deployments.ensure(session, model, org_id=caller.org_id, auto=False)
         return render.deployment_object(deployment, caller)
 

@@ -12,7 +12,7 @@ from db import deployments, tasks
 from db.errors import Conflict, NotFound
 from db.ids import random_text
 from db.models import Deployment, Job, Model
-from db.scope import scoped
+from db.scope import owns, scoped
 from db.session import Database, clock
 from db.states import JOB_TERMINAL
 
@@ -120,7 +120,8 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
         model = session.scalar(scoped(Model, org_id).where(Model.id == model_id).with_for_update())
         if model is None:
             raise NotFound("model", model_id)
-        if model.kind == "base" and model.status == "ready":
+        # A public base belongs to all; only its owner may clear away one whose import failed.
+        if not owns(model, org_id) or (model.kind == "base" and model.status != "failed"):
             raise Conflict("model_not_deletable", f"The base model '{model_id}' cannot be deleted here.")
         user = session.scalar(
             select(Job.id).where(Job.model_pk == model.pk, Job.status.not_in(JOB_TERMINAL)).limit(1)

@@ -14,3 +14,8 @@ def scoped(entity: type[Row], org_id: str) -> Select[Row]:
     if issubclass(entity, Model):
         return select(entity).where(or_(entity.org_id == org_id, entity.public), entity.deleted_at.is_(None))
     return select(entity).where(entity.org_id == org_id)
+
+
+def owns(row: Owned, org_id: str) -> bool:
+    """Whether `row` is the tenant's own; what is public may be seen by all and changed by its owner."""
+    return row.org_id == org_id

@@ -6,6 +6,7 @@ batch unharmed. The processors keep facts of the batch in preparation: no CUDA g
 """
 
 import hashlib
+from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,9 @@ class _BatchFacts(ContinuousBatchingLogitsProcessor):
         self.note([request.state for request in requests_with_new_token])
         return torch.zeros(len(requests_with_new_token), dtype=torch.int32)
 
+    @abstractmethod
     def note(self, states: list[Any]) -> None:
-        raise NotImplementedError
+        """Keep what the batch's requests ask for."""
 
 
 class Penalties(_BatchFacts):

@@ -93,7 +93,10 @@ def print_event(event: dict[str, Any]) -> None:
     """A line: local time and what happened."""
     when = datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S")
     style = _LEVEL_STYLES.get(event["level"], "dim" if event["type"] == "metrics" else "")
-    out.print(Text(f"{when}  ", style="dim").append_text(Text(plain(event["message"]).plain, style=style)))
+    out.print(
+        Text(f"{when}  ", style="dim").append_text(Text(plain(event["message"]).plain, style=style)),
+        soft_wrap=True,
+    )
 
 
 def _insist(ask: Callable[Asked, Answer], *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:

@@ -42,7 +42,9 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, empty:
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     if table.row_count:
-        out.print(table)
+        # Into a pipe, every row is one line.
+        console = out if out.is_terminal else Console(width=10_000, highlight=False, markup=False)
+        console.print(table)
     else:
         errors.print(empty)
 

@@ -4,7 +4,7 @@ import hmac
 import zlib
 
 import pytest
-from sqlalchemy import inspect, text, update
+from sqlalchemy import event, inspect, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import keys
@@ -65,6 +65,17 @@ def test_every_character_counts(world: World):
 
     for index in range(len(key)):
         assert caller(world, replaced(key, index)) is None
+
+
+def test_a_mistyped_key_is_refused_without_asking_the_database(world: World):
+    key = create(world)
+    asked = []
+    event.listen(world.database.engine, "before_cursor_execute", lambda *call: asked.append(call))
+
+    assert caller(world, replaced(key, len(key) - 20)) is None
+    assert asked == []
+    assert caller(world, key) is not None
+    assert asked != []
 
 
 def test_a_right_checksum_is_not_enough(world: World):

@@ -15,6 +15,7 @@ from sqlalchemy import inspect, text
 from db.migrate import alembic_config, upgrade
 from db.models import Base
 from db.session import Database
+from tests.db.world import run_against_paused
 
 PROCESSES = 4
 UPGRADE = """
@@ -127,6 +128,16 @@ def empty_url(database: Database, tmp_path: Path) -> str:
     with database.write() as session:
         session.execute(text("DROP TABLE alembic_version"))
     return database.url
+
+
+def test_an_upgrade_waits_for_one_that_is_not_committed(empty_url: str):
+    database = Database(empty_url)
+
+    outcomes = run_against_paused(database, upgrade, lambda: upgrade(database))
+
+    assert outcomes == (None, None)
+    assert tables(database) == {table.name for table in Base.metadata.sorted_tables}
+    database.dispose()
 
 
 def test_processes_that_start_together_migrate_once(empty_url: str):

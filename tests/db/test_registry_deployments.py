@@ -219,6 +219,24 @@ def test_a_base_model_is_deleted_only_if_it_never_worked(world: World):
     registry.delete(world.database, "broken", org_id=world.org_id)
 
 
+@pytest.mark.parametrize("status", ["failed", "importing"])
+def test_another_tenant_deletes_no_public_base(world: World, status: str):
+    world.add_model("shared", status=status, path=None, digest=None)
+    other = world.other("clinic")
+
+    with pytest.raises(Conflict) as caught:
+        registry.delete(other.database, "shared", org_id=other.org_id)
+    assert caught.value.code == "model_not_deletable"
+
+
+def test_a_model_is_not_deleted_under_its_import(world: World):
+    world.add_model("coming", status="importing", path=None, digest=None)
+
+    with pytest.raises(Conflict) as caught:
+        registry.delete(world.database, "coming", org_id=world.org_id)
+    assert caught.value.code == "model_not_deletable"
+
+
 def test_another_tenant_sees_and_deletes_no_private_model(world: World):
     model = add_merged(world)
     other = world.other("clinic")

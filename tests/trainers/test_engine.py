@@ -1,7 +1,6 @@
 """The serving engine, asked over HTTP: one real process on the tiny model for most tests."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+
+from examples.demo import GGUF, fetch_base_model
+from trainers.importer import import_model
 
 START_LIMIT_S = 120
 URL = "/v1/chat/completions"
@@ -602,9 +604,10 @@ def test_noise_draws_from_the_softmax():
 
 
 @pytest.mark.long
-@pytest.mark.skipif("RESIDENCY_TEST_MODEL" not in os.environ, reason="names the folder of a real chat model")
-def test_real_model_answers(start_engine):
-    real = start_engine(os.environ["RESIDENCY_TEST_MODEL"])
+def test_real_model_answers(start_engine, tmp_path):
+    fetch_base_model()
+    import_model(GGUF, out_dir=tmp_path / "smollm2")
+    real = start_engine(tmp_path / "smollm2")
     question = [{"role": "user", "content": "What is the capital of France?"}]
     answer = real.chat(messages=question, temperature=0, max_tokens=40)
     assert "Paris" in answer["choices"][0]["message"]["content"]
