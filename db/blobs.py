@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db.session import Database
+from db.session import Database, lock_digest
 
 _READ_BYTES = 1 << 20
 
@@ -78,13 +77,9 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def locked(database: Database, sha256: str) -> Iterator[Session]:
-    """A write transaction that excludes every other keeper or remover of the same content.
-
-    SQLite has one writer at a time anyway; PostgreSQL takes an advisory lock until the commit.
-    """
+    """A write transaction that excludes every other keeper or remover of the same content."""
     with database.write() as session:
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
+        lock_digest(session, sha256)
         yield session
 
 

@@ -1,8 +1,9 @@
 """What happened to a job, in order, as the user will read it."""
 
+from collections.abc import Iterator, Set
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db.ids import new_id
@@ -51,6 +52,21 @@ def list_page(
         after=after,
         limit=limit,
         descending=descending,
+    )
+
+
+def latest(session: Session, job_ids: Set[str]) -> dict[str, int]:
+    """The `seq` of the newest event of each of these jobs."""
+    # A subquery a job, not one grouping for all: each is then a single step in the index.
+    newest = select(func.max(Event.seq)).where(Event.job_id == Job.id).scalar_subquery()
+    rows = session.execute(select(Job.id, newest).where(Job.id.in_(job_ids)))
+    return {job_id: seq for job_id, seq in rows if seq is not None}
+
+
+def all_metrics(session: Session, job_id: str) -> Iterator[dict[str, Any]]:
+    """The data of every metrics event of a job, in order."""
+    yield from session.scalars(
+        select(Event.data).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
     )
 
 

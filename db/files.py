@@ -13,31 +13,74 @@ from db.ids import new_id
 from db.models import File, Job
 from db.pages import Page, paginate
 from db.scope import scoped
-from db.session import Database, clock
+from db.session import Database, clock, lock_digest
+from db.sources import HubSource
 from db.states import JOB_TERMINAL
 
+RESULTS_PURPOSE = "fine-tune-results"
 
-def create(database: Database, writer: BlobWriter, *, org_id: str, filename: str, purpose: str) -> File:
-    """Record an upload and queue its check. Training files are checked; others are processed as they are."""
-    writer.sync()
-    with blobs.locked(database, writer.sha256) as session:
-        writer.keep()
-        checked = purpose == "fine-tune"
-        file = File(
-            id=new_id("file-"),
-            org_id=org_id,
-            filename=filename,
-            purpose=purpose,
-            bytes=writer.size_bytes,
-            sha256=writer.sha256,
-            status="uploaded" if checked else "processed",
-            created_at=clock(session),
-        )
-        session.add(file)
-        session.flush()
-        if checked:
-            tasks.enqueue(session, kind="validate", subject_id=file.id, org_id=org_id)
-        return file
+
+def create(
+    session: Session,
+    writer: BlobWriter,
+    *,
+    org_id: str,
+    filename: str,
+    purpose: str,
+    expires_after_s: int | None = None,
+) -> File:
+    """Record a file with its synced bytes, and queue its check; only training files need one."""
+    lock_digest(session, writer.sha256)
+    writer.keep()
+    checked = purpose == "fine-tune"
+    now = clock(session)
+    file = File(
+        id=new_id("file-"),
+        org_id=org_id,
+        filename=filename,
+        purpose=purpose,
+        bytes=writer.size_bytes,
+        sha256=writer.sha256,
+        status="uploaded" if checked else "processed",
+        created_at=now,
+        expires_at=None if expires_after_s is None else int(now) + expires_after_s,
+    )
+    session.add(file)
+    session.flush()
+    if checked:
+        tasks.enqueue(session, kind="validate", subject_id=file.id, org_id=org_id)
+    return file
+
+
+def start_import(session: Session, *, org_id: str, source: HubSource) -> File:
+    """Record a training file whose bytes a worker will fetch from `source`, and queue that and its check."""
+    file = File(
+        id=new_id("file-"),
+        org_id=org_id,
+        filename=source.repo.rpartition("/")[2] + ".jsonl",
+        purpose="fine-tune",
+        bytes=0,
+        sha256="",
+        status="uploaded",
+        source=str(source),
+        created_at=clock(session),
+    )
+    session.add(file)
+    session.flush()
+    tasks.enqueue(session, kind="validate", subject_id=file.id, org_id=org_id)
+    return file
+
+
+def record_bytes(session: Session, file_id: str, writer: BlobWriter) -> bool:
+    """The bytes of an imported file have come, synced; False when it was deleted meanwhile."""
+    lock_digest(session, writer.sha256)
+    file = session.get(File, file_id, with_for_update=True, populate_existing=True)
+    if file is None:
+        return False
+    writer.keep()
+    file.bytes, file.sha256 = writer.size_bytes, writer.sha256
+    session.flush()
+    return True
 
 
 def get(session: Session, file_id: str, *, org_id: str) -> File:
@@ -66,6 +109,11 @@ def list_page(
     )
 
 
+def expired(session: Session) -> list[File]:
+    """Files of all tenants whose time is over."""
+    return list(session.scalars(select(File).where(File.expires_at <= clock(session))))
+
+
 def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) -> None:
     """Delete a file, and its bytes unless another file has the same. Raises `NotFound`, `Conflict`."""
     with database.write() as session:
@@ -82,6 +130,8 @@ def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) ->
             raise Conflict("file_in_use", f"File '{file_id}' is used by the unfinished job '{user.id}'.")
         tasks.close_waiting(session, kind="validate", subject_id=file_id)
         session.delete(file)
+    if not file.sha256:
+        return  # its bytes never came
     # Only after the commit: had it failed, the row would have outlived its bytes.
     with blobs.locked(database, file.sha256) as session:
         same = session.scalar(

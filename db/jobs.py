@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from sqlalchemy import CursorResult, Select, and_, func, or_, select, update
+from sqlalchemy import CursorResult, Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from db import events, registry, tasks
 from db.errors import Conflict, IllegalTransition, NotFound
 from db.ids import new_id
-from db.models import File, Job, Org, Task
-from db.pages import Page, paginate
+from db.models import File, Job
 from db.scope import scoped
 from db.session import clock
 from db.states import JOB_TERMINAL, check_job_transition
@@ -46,6 +45,9 @@ def create(session: Session, new: NewJob, *, org_id: str) -> Job:
     Raises `NotFound` for an unknown model or file and `Conflict` for one that cannot be used.
     """
     model = registry.get_ready(session, new.model, org_id=org_id, hold=True)
+    if model.kind == "checkpoint":
+        message = f"'{model.id}' is a checkpoint; training starts from base and fine-tuned models."
+        raise Conflict("model_not_trainable", message, param="model")
     files = [_usable_file(session, new.training_file, "training_file", org_id=org_id)]
     if new.validation_file is not None:
         files.append(_usable_file(session, new.validation_file, "validation_file", org_id=org_id))
@@ -87,53 +89,53 @@ def get(session: Session, job_id: str, *, org_id: str) -> Job:
     return job
 
 
-def list_page(session: Session, *, org_id: str, status: str | None, after: str | None, limit: int) -> Page:
-    """Jobs of a tenant, newest first."""
-    return paginate(
-        session,
-        scoped(Job, org_id),
-        order_by=(Job.created_at, Job.id),
-        id_column=Job.id,
-        after=after,
-        limit=limit,
-        only=None if status is None else Job.status == status,
-    )
-
-
-def queue_position(session: Session, job_id: str) -> int | None:
-    """How many waiting jobs, of all tenants, come before this one; None unless it waits for a device."""
-    own = session.scalar(
-        select(Task).where(Task.kind == "train", Task.subject_id == job_id, Task.status == "queued")
-    )
-    if own is None:
-        return None
-    same = Task.priority == own.priority
-    earlier = or_(
-        Task.priority > own.priority,
-        and_(same, Task.created_at < own.created_at),
-        and_(same, Task.created_at == own.created_at, Task.id < own.id),
-    )
-    waiting = select(func.count()).where(Task.queue == own.queue, Task.status == "queued", earlier)
-    return session.scalar(waiting)
-
-
 def request_cancel(session: Session, job_id: str, *, org_id: str) -> Job:
     """Cancel a job: at once if nobody works on it, else its worker is told at its next heartbeat.
 
     Raises `NotFound`; `Conflict` with `job_not_cancellable` when it is over.
     """
-    job = session.scalar(_locked(scoped(Job, org_id).where(Job.id == job_id)))
-    if job is None:
-        raise NotFound("fine-tuning job", job_id)
+    job = _own(session, job_id, org_id=org_id)
     if job.status in JOB_TERMINAL:
         raise Conflict("job_not_cancellable", f"Job '{job_id}' has {job.status} and cannot be cancelled.")
     # Only now, with the job locked, no task of it can appear any more.
     closed = [tasks.close_waiting(session, kind=kind, subject_id=job_id) for kind in ("train", "merge")]
-    if any(closed) or job.status == "validating_files":
+    if any(closed) or job.status in ("validating_files", "paused"):
         _move(session, job, "cancelled", message="Fine-tuning job cancelled")
     elif job.cancel_requested_at is None:
         job.cancel_requested_at = clock(session)
         events.add(session, job, "Cancellation requested")
+    return job
+
+
+def request_pause(session: Session, job_id: str, *, org_id: str) -> Job:
+    """Pause a job: at once if it waits; else its worker saves a checkpoint first, and may be done before.
+
+    Raises `NotFound`; `Conflict` with `job_not_pausable` when there is nothing to pause.
+    """
+    job = _own(session, job_id, org_id=org_id)
+    if job.status == "paused" or (job.status == "running" and job.pause_requested_at is not None):
+        return job
+    if job.status not in ("queued", "running") or job.phase == "merging":
+        doing = job.phase if job.status == "running" else job.status
+        raise Conflict("job_not_pausable", f"Job '{job_id}' is {doing} and cannot be paused.")
+    if tasks.close_waiting(session, kind="train", subject_id=job_id):
+        _move(session, job, "paused", message="Fine-tuning job paused")
+    else:
+        job.pause_requested_at = clock(session)
+        events.add(session, job, "Pause requested")
+    return job
+
+
+def resume(session: Session, job_id: str, *, org_id: str) -> Job:
+    """Queue a paused job again; it goes on from its last checkpoint.
+
+    Raises `NotFound`; `Conflict` with `job_not_resumable` when it is not paused.
+    """
+    job = _own(session, job_id, org_id=org_id)
+    if job.status != "paused":
+        raise Conflict("job_not_resumable", f"Job '{job_id}' is {job.status}, not paused.")
+    tasks.reopen(session, kind="train", subject_id=job_id)
+    _move(session, job, "queued", message="Fine-tuning job resumed, moving job to queued state")
     return job
 
 
@@ -173,9 +175,13 @@ def start(session: Session, lease: Lease, *, resolved: dict[str, Any]) -> Job:
     return job
 
 
-def cancel_requested(session: Session, job_id: str) -> bool:
-    """Whether the user asked for the end of the job."""
-    return session.scalar(select(Job.cancel_requested_at).where(Job.id == job_id)) is not None
+def stop_asked(session: Session, job_id: str, *, hold: bool = False) -> Literal["cancel", "pause"] | None:
+    """What the user wants a running job to stop for. With `hold` no wish can come before the commit."""
+    select_ = select(Job).where(Job.id == job_id)
+    job = session.scalars(_locked(select_) if hold else select_).one()
+    if job.cancel_requested_at is not None:
+        return "cancel"
+    return "pause" if job.pause_requested_at is not None else None
 
 
 def set_phase(session: Session, job: Job, phase: str) -> None:
@@ -185,8 +191,14 @@ def set_phase(session: Session, job: Job, phase: str) -> None:
 
 
 def set_progress(session: Session, job: Job, progress: dict[str, Any]) -> None:
-    """The latest step as the user sees it."""
-    job.progress = progress
+    """The latest step as the user sees it, and when that was."""
+    job.progress = progress | {"updated_at": clock(session)}
+    session.flush()
+
+
+def set_result_files(session: Session, job: Job, file_ids: list[str]) -> None:
+    """The files that hold the metrics of the job."""
+    job.result_files = file_ids
     session.flush()
 
 
@@ -194,7 +206,7 @@ def finish_training(session: Session, lease: Lease, *, exit_: dict[str, Any]) ->
     """Training is done: free the devices and queue the merge. Call inside `tasks.fenced`."""
     job = _lock(session, lease.subject_id)
     tasks.finish(session, lease, outcome="done", exit_=exit_)
-    job.phase, job.trained_attempt = "merging", lease.token
+    job.phase, job.trained_attempt, job.pause_requested_at = "merging", lease.token, None
     job.trained_tokens = exit_.get("trained_tokens")
     tasks.enqueue(session, kind="merge", subject_id=job.id, org_id=job.org_id)
     events.add(session, job, "Training finished; merging the adapter into its base", data={"exit": exit_})
@@ -206,10 +218,7 @@ def finish_merge(
     """The merge is verified: register the model and end the job. Call inside `tasks.fenced`."""
     job = _lock(session, lease.subject_id)
     tasks.finish(session, lease, outcome="done", exit_=report)
-    org = session.get_one(Org, job.org_id)
-    model = registry.register_merged(
-        session, job, path=path, adapter_path=adapter_path, report=report, org_name=org.name
-    )
+    model = registry.register_merged(session, job, path=path, adapter_path=adapter_path, report=report)
     job.fine_tuned_model = model.id
     events.add(session, job, f"New fine-tuned model created: {model.id}", data={"merge": report})
     _move(session, job, "succeeded", message="The job has successfully completed")
@@ -229,6 +238,12 @@ def cancel(session: Session, lease: Lease, *, exit_: dict[str, Any] | None = Non
     tasks.finish(session, lease, outcome="cancelled", exit_=exit_)
     job = _lock(session, lease.subject_id)
     _move(session, job, "cancelled", message="Fine-tuning job cancelled")
+
+
+def pause(session: Session, lease: Lease, *, exit_: dict[str, Any] | None = None) -> None:
+    """The worker stopped the job for a pause; the attempt does not count. Call inside `tasks.fenced`."""
+    tasks.requeue(session, lease, outcome="stopped", charge=False, exit_=exit_)
+    _hold(session, _lock(session, lease.subject_id))
 
 
 def give_back(
@@ -256,10 +271,19 @@ def after_interruption(session: Session, lease: Lease, *, again: bool, why: str)
             job.id,
             {"code": "too_many_attempts", "message": f"{why}; no attempt is left.", "param": None},
         )
+    elif lease.kind == "train" and job.pause_requested_at is not None:
+        _hold(session, job)
     elif lease.kind == "train" and job.status != "queued":
         _move(session, job, "queued", message=f"{why}; the job waits for another attempt", level="warn")
     else:  # the worker was lost before it started the job, or in the merge
         events.add(session, job, f"{why}; the {lease.kind} task is tried again", level="warn")
+
+
+def _own(session: Session, job_id: str, *, org_id: str) -> Job:
+    job = session.scalar(_locked(scoped(Job, org_id).where(Job.id == job_id)))
+    if job is None:
+        raise NotFound("fine-tuning job", job_id)
+    return job
 
 
 def _locked(select_: Select[Job]) -> Select[Job]:
@@ -269,6 +293,12 @@ def _locked(select_: Select[Job]) -> Select[Job]:
 
 def _lock(session: Session, job_id: str) -> Job:
     return session.scalars(_locked(select(Job).where(Job.id == job_id))).one()
+
+
+def _hold(session: Session, job: Job) -> None:
+    tasks.close_waiting(session, kind="train", subject_id=job.id)
+    job.pause_requested_at = None
+    _move(session, job, "paused", message="Fine-tuning job paused")
 
 
 def _fail(session: Session, job_id: str, error: dict[str, Any]) -> None:
@@ -303,7 +333,7 @@ def _move(
     values: dict[str, Any] = {"status": following}
     if following in JOB_TERMINAL:
         values |= {"finished_at": clock(session), "error": error, "phase": None}
-    elif following == "queued":
+    elif following in ("queued", "paused"):
         values["phase"] = None
     moved = session.execute(
         update(Job)

@@ -82,7 +82,7 @@ class ApiKey(Owned, Base):
 
 
 class File(Owned, Base):
-    """An uploaded file; the bytes lie in the blob store under `sha256`."""
+    """A file; its bytes lie in the blob store under `sha256`, empty until they have come from `source`."""
 
     __tablename__ = "files"
     __table_args__ = (
@@ -100,22 +100,24 @@ class File(Owned, Base):
     status_details: Mapped[str | None]
     rows: Mapped[int | None]
     report: Mapped[dict[str, Any] | None]
+    source: Mapped[str | None]
+    expires_at: Mapped[float | None]
     created_at: Mapped[float]
 
 
 class Model(Owned, Base):
-    """A model that can be trained on or served: an imported base or a merged result, with its lineage."""
+    """A model that can be served: a base, a merged result, or a checkpoint on its base, with its lineage."""
 
     __tablename__ = "models"
     __table_args__ = (
-        _one_of("kind", ("base", "merged")),
+        _one_of("kind", states.MODEL_KINDS),
         _one_of("status", states.MODEL_STATES),
         CheckConstraint(
             "status <> 'ready' OR (path IS NOT NULL AND digest IS NOT NULL)", name="ready_has_path"
         ),
         _unique_where("uq_models_live_id", "org_id", "id", where="deleted_at IS NULL"),
         _unique_where("uq_models_public_id", "id", where="deleted_at IS NULL AND public"),
-        _unique_where("uq_models_job", "job_id", where="job_id IS NOT NULL"),
+        _unique_where("uq_models_job", "job_id", where="job_id IS NOT NULL AND kind = 'merged'"),
     )
     pk: Mapped[int] = mapped_column(_BigKey, primary_key=True)
     id: Mapped[str]
@@ -171,6 +173,8 @@ class Job(Owned, Base):
     fine_tuned_model: Mapped[str | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     trained_attempt: Mapped[int | None]
+    result_files: Mapped[list[Any] | None]
+    pause_requested_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
     created_at: Mapped[float]
     started_at: Mapped[float | None]
@@ -266,11 +270,12 @@ class Event(Owned, Base):
 
 
 class Checkpoint(Owned, Base):
-    """A verified checkpoint that a trainer reported."""
+    """A verified checkpoint that a trainer reported; `name` is its id as a model."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step"),)
+    __table_args__ = (UniqueConstraint("job_id", "step"), Index(None, "org_id", "name"))
     id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     step: Mapped[int]
     path: Mapped[str]

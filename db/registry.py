@@ -4,38 +4,45 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db import deployments, tasks
 from db.errors import Conflict, NotFound
-from db.ids import random_text
-from db.models import Deployment, Job, Model
+from db.models import Deployment, Job, Model, Org
 from db.scope import owns, scoped
 from db.session import Database, clock
 from db.states import JOB_TERMINAL
 
 
-def start_import(session: Session, *, org_id: str, model_id: str, source: str) -> Model:
-    """Record a base model to be imported from `source` and queue the work.
+def start_import(
+    session: Session, *, org_id: str, model_id: str, source: str, base_id: str | None = None
+) -> Model:
+    """Record a model to be imported from `source` and queue the work.
 
-    Raises `Conflict` if the id is taken; a failed import may be started again under the same id.
+    With `base_id` the source is an adapter; what comes of it belongs to the organisation, as the result of a
+    job does. Raises `NotFound` for the base, and `Conflict` if it is not ready or the id is taken; a failed
+    import may be started again under the same id.
     """
+    base = None if base_id is None else get_ready(session, base_id, org_id=org_id)
     existing = session.scalar(scoped(Model, org_id).where(Model.id == model_id))
     if existing is not None and existing.status != "failed":
         raise _taken(model_id)
+    if base is None and existing is None and _is_used_anywhere(session, model_id):
+        raise _taken(model_id)  # a public model must not stand beside a tenant's own of the same name
     if existing is not None:
         existing.deleted_at = clock(session)
         session.flush()
     model = Model(
         id=model_id,
         org_id=org_id,
-        public=True,
-        kind="base",
+        public=base is None,
+        kind="base" if base is None else "merged",
         status="importing",
         source=source,
-        root_id=model_id,
+        parent_id=None if base is None else base.id,
+        root_id=model_id if base is None else base.root_id,
         created_at=clock(session),
     )
     try:
@@ -63,8 +70,15 @@ def get_ready(session: Session, model_id: str, *, org_id: str, hold: bool = Fals
     """A model that can be used now. Raises `NotFound`, or `Conflict` while it is imported."""
     model = get(session, model_id, org_id=org_id, hold=hold)
     if model.status != "ready":
-        raise Conflict("model_not_ready", f"The model '{model_id}' is {model.status}.", param="model")
+        raise Conflict("model_not_ready", describe_unready(model), param="model")
     return model
+
+
+def describe_unready(model: Model) -> str:
+    """Why a model cannot be used now, in words for its user."""
+    if model.error is None:
+        return f"The model '{model.id}' is still being imported."
+    return f"The import of '{model.id}' failed: {model.error['message']} ({model.error['code']})"
 
 
 def list_all(session: Session, *, org_id: str) -> list[Model]:
@@ -87,14 +101,19 @@ def fail_import(session: Session, model_pk: int, *, code: str, message: str) -> 
     session.flush()
 
 
+def name_result(session: Session, job: Job) -> str:
+    """The id of the model that `job` makes: `ft:<base>:<org>:<suffix>:<8 characters>`."""
+    parent, org = session.get_one(Model, job.model_pk), session.get_one(Org, job.org_id)
+    return f"ft:{parent.root_id.replace('/', '--')}:{org.name}:{job.suffix or ''}:{job.id[-8:]}"
+
+
 def register_merged(
-    session: Session, job: Job, *, path: Path, adapter_path: Path, report: dict[str, Any], org_name: str
+    session: Session, job: Job, *, path: Path, adapter_path: Path, report: dict[str, Any]
 ) -> Model:
     """Register the merged result of `job`; both the merged folder and the adapter belong to the row."""
     parent = session.get_one(Model, job.model_pk)
-    root = parent.root_id.replace("/", "--")
     merged = Model(
-        id=f"ft:{root}:{org_name}:{job.suffix or ''}:{random_text(8)}",
+        id=name_result(session, job),
         org_id=job.org_id,
         public=False,
         kind="merged",
@@ -114,6 +133,48 @@ def register_merged(
     return merged
 
 
+def register_checkpoint(session: Session, job: Job, *, name: str, path: Path, digest: str) -> None:
+    """Make a checkpoint a model: its base with the adapter in `path`. A step reached again replaces it."""
+    parent = session.get_one(Model, job.model_pk)
+    model = _live_checkpoint(session, job, name)
+    if model is None:
+        model = Model(
+            id=name,
+            org_id=job.org_id,
+            public=False,
+            kind="checkpoint",
+            status="ready",
+            source=f"job:{job.id}",
+            path=parent.path,
+            details=parent.details,
+            parent_id=parent.id,
+            root_id=parent.root_id,
+            job_id=job.id,
+            created_at=clock(session),
+        )
+        session.add(model)
+    model.adapter_path, model.digest = str(path), digest
+    session.flush()
+
+
+def forget_checkpoint(session: Session, job: Job, *, name: str) -> None:
+    """The files of a checkpoint are gone: nothing may be served from it any more."""
+    model = _live_checkpoint(session, job, name)
+    if model is not None:
+        _retire(session, model)
+
+
+def _live_checkpoint(session: Session, job: Job, name: str) -> Model | None:
+    return session.scalar(scoped(Model, job.org_id).where(Model.id == name, Model.job_id == job.id))
+
+
+def _retire(session: Session, model: Model) -> None:
+    for deployment in session.scalars(select(Deployment).where(Deployment.model_pk == model.pk)):
+        deployments.end(session, deployment)
+    model.deleted_at = clock(session)
+    session.flush()
+
+
 def delete(database: Database, model_id: str, *, org_id: str) -> None:
     """Delete a fine-tuned model and its folder; the job record stays. Raises `NotFound`, `Conflict`."""
     with database.write() as session:
@@ -121,15 +182,19 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
         if model is None:
             raise NotFound("model", model_id)
         # A public base belongs to all; only its owner may clear away one whose import failed.
+        if model.kind == "checkpoint":
+            raise Conflict("model_not_deletable", f"The checkpoint '{model_id}' belongs to its job.")
         if not owns(model, org_id) or (model.kind == "base" and model.status != "failed"):
             raise Conflict("model_not_deletable", f"The base model '{model_id}' cannot be deleted here.")
+        # Checkpoints of jobs that started from this model are served from its folder.
+        gone = [model, *session.scalars(select(Model).where(*_served_from(model)).with_for_update())]
         user = session.scalar(
             select(Job.id).where(Job.model_pk == model.pk, Job.status.not_in(JOB_TERMINAL)).limit(1)
         )
         served = session.scalar(
             select(Deployment.id)
             .where(
-                Deployment.model_pk == model.pk,
+                Deployment.model_pk.in_([each.pk for each in gone]),
                 or_(Deployment.desired == "running", Deployment.status != "stopped"),
                 Deployment.auto.is_(False),
             )
@@ -137,12 +202,20 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
         )
         if user or served:
             raise Conflict("model_in_use", f"The model '{model_id}' is used by {user or served}.")
-        for deployment in session.scalars(select(Deployment).where(Deployment.model_pk == model.pk)):
-            deployments.end(session, deployment)
-        model.deleted_at = clock(session)
+        for each in gone:
+            _retire(session, each)
         path = model.path
     if path is not None:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _served_from(model: Model) -> tuple[ColumnElement[bool], ...]:
+    return Model.kind == "checkpoint", Model.path == model.path, Model.deleted_at.is_(None)
+
+
+def _is_used_anywhere(session: Session, model_id: str) -> bool:
+    query = select(Model.pk).where(Model.id == model_id, Model.deleted_at.is_(None)).limit(1)
+    return session.scalar(query) is not None
 
 
 def _taken(model_id: str) -> Conflict:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
@@ -35,6 +35,24 @@ class Database:
             session.connection()  # SQLite: wait for the lock here, before the caller reads the clock
             yield session
 
+    @contextmanager
+    def migrate(self) -> Iterator[Connection]:
+        """A write transaction in which SQLite checks references only at its end: it rebuilds whole tables."""
+        with self._writer.connect() as connection:
+            sqlite = connection.dialect.name == "sqlite"
+            raw = connection.connection.driver_connection
+            assert raw is not None  # noqa: S101 (the connection is open)
+            if sqlite:  # which ignores the switch inside a transaction
+                raw.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    yield connection
+                    if sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                        raise RuntimeError("a migration left references to rows that are gone")
+            finally:
+                if sqlite:
+                    raw.execute("PRAGMA foreign_keys=ON")
+
     def dispose(self, *, close: bool = True) -> None:
         """Drop pooled connections. After a fork use `close=False`: they belong to the parent."""
         self.engine.dispose(close=close)
@@ -45,6 +63,12 @@ def clock(session: Session) -> float:
     if session.get_bind().dialect.name == "postgresql":
         return float(session.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
     return time.time()
+
+
+def lock_digest(session: Session, sha256: str) -> None:
+    """Exclude others that lock the same digest until the commit. SQLite has one writer at a time anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
 
 
 def _with_driver(url: str) -> str:

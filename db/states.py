@@ -2,9 +2,10 @@
 
 JOB_TRANSITIONS: dict[str, frozenset[str]] = {
     "validating_files": frozenset({"queued", "failed", "cancelled"}),
-    "queued": frozenset({"running", "failed", "cancelled"}),
+    "queued": frozenset({"running", "paused", "failed", "cancelled"}),
     # back to `queued`: the worker died or was told to stop, and the work goes on elsewhere
-    "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
+    "running": frozenset({"queued", "paused", "succeeded", "failed", "cancelled"}),
+    "paused": frozenset({"queued", "cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
@@ -15,6 +16,7 @@ JOB_TERMINAL = frozenset(state for state, following in JOB_TRANSITIONS.items() i
 JOB_PHASES = ("preparing", "loading", "training", "evaluating", "saving", "merging")
 
 FILE_STATES = ("uploaded", "processed", "error")
+MODEL_KINDS = ("base", "merged", "checkpoint")
 MODEL_STATES = ("importing", "ready", "failed")
 DEPLOYMENT_STATES = ("pending", "loading", "ready", "failed", "stopped")
 TASK_STATES = ("queued", "leased", "closed")

@@ -173,6 +173,16 @@ def close_waiting(session: Session, *, kind: str, subject_id: str) -> bool:
     return _changed_one(session, update(Task).where(Task.id.in_(waiting)).values(status="closed"))
 
 
+def reopen(session: Session, *, kind: str, subject_id: str) -> bool:
+    """Let a closed task wait again, behind those that wait already. False if it is not closed."""
+    return _changed_one(
+        session,
+        update(Task)
+        .where(Task.kind == kind, Task.subject_id == subject_id, Task.status == "closed")
+        .values(status="queued", created_at=clock(session)),
+    )
+
+
 def expired(session: Session, *, ttl_s: float) -> list[Lease]:
     """Leases that ran out.
 

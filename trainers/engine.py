@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from trainers.artifacts import Refused, digest_folder, write_json
+from trainers.checkpoints import MANIFEST, Corrupt, verify
 from trainers.ranks import die_with_parent
 
 if TYPE_CHECKING:
@@ -75,6 +76,15 @@ def load_generator(
         stop_ids=find_stop_ids(tokenizer, model.generation_config.eos_token_id),
         kv_cache_bytes=int(kv_cache_gib * 2**30) if kv_cache_gib else None,
     )
+
+
+def verify_checkpoint(adapter_dir: Path | None) -> None:
+    """Raise Refused when the adapter is a checkpoint and a byte of it is not as it was written."""
+    if adapter_dir is None or not (adapter_dir / MANIFEST).exists():
+        return
+    found = verify(adapter_dir)
+    if isinstance(found, Corrupt):
+        raise Refused("corrupt_checkpoint", f"the checkpoint is damaged: {found.problem}")
 
 
 def compute_fingerprint(digests: list[str], *, dtype: str) -> str:
@@ -165,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((arguments.host, arguments.port))
     try:
+        verify_checkpoint(arguments.adapter)
         generator = load_generator(
             arguments.model_dir,
             adapter_dir=arguments.adapter,

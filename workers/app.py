@@ -1,4 +1,4 @@
-"""The Celery application. Its messages are doorbells that name no work; the database owns the work."""
+"""The Celery application. Its messages name no work, they only ring; the database owns the work."""
 
 from celery import Celery
 from celery.signals import worker_process_init
@@ -9,9 +9,11 @@ from workers.settings import WorkerSettings
 
 QUEUES = ("train", "cpu")
 RING_TASK = "workers.ring"
+UPKEEP_TASK = "workers.upkeep"
+_UPKEEP_EVERY_S = 60.0
 
 settings = WorkerSettings()
-app = Celery("residency", broker=settings.redis_url, include=["workers.ring"])
+app = Celery("residency", broker=settings.redis_url, include=["workers.ring", "workers.upkeep"])
 app.conf.update(
     # A late ack makes Redis deliver the message again when its visibility timeout ends: a second run of an
     # hours-long task beside the first. The lease in the database is the only redelivery there is.
@@ -52,6 +54,13 @@ app.conf.update(
             "options": {"queue": queue, "expires": settings.tick_s},
         }
         for queue in QUEUES
+    }
+    | {
+        "upkeep": {
+            "task": UPKEEP_TASK,
+            "schedule": _UPKEEP_EVERY_S,
+            "options": {"queue": "cpu", "expires": _UPKEEP_EVERY_S},
+        }
     },
 )
 

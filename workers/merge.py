@@ -47,7 +47,7 @@ def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
             marker=leases.marker(database, lease),
             heartbeat=heartbeat,
             log_path=run_dir / "merge.log",
-            wants_stop=lambda session: jobs.cancel_requested(session, job_id),
+            wants_stop=lambda session: jobs.stop_asked(session, job_id) == "cancel",
         )
     except children.ChildFailed as broken:
         failure = str(broken)
@@ -67,7 +67,7 @@ def _record(
     target: Path,
     adapter: Path,
 ) -> None:
-    if jobs.cancel_requested(session, lease.subject_id):
+    if jobs.stop_asked(session, lease.subject_id, hold=True) == "cancel":
         jobs.cancel(session, lease)
     elif report is None:
         why = failure or "The worker shuts down"

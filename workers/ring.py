@@ -1,4 +1,4 @@
-"""The one Celery task: somebody rang, so look whether there is work, and do one piece of it."""
+"""The Celery task behind all work: somebody rang, so look whether there is work, and do one piece of it."""
 
 import logging
 from typing import Any

@@ -115,6 +115,8 @@ class Reconciler:
             "--digest",
             str(model.digest),
         )
+        if model.kind == "checkpoint":
+            argv += ["--adapter", str(model.adapter_path)]
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         env = processes.child_environment(marker, CUDA_VISIBLE_DEVICES=gpus)
         process = processes.spawn(argv, env=env, cwd=folder, log_path=folder / "log.txt")

@@ -17,7 +17,7 @@ from db.session import Database
 from db.settings import DatabaseSettings
 from db.tasks import Lease
 from trainers import specs
-from workers import leases, processes, shutdown
+from workers import leases, processes, results, shutdown
 from workers.progress import EventCopier
 from workers.settings import WorkerSettings
 
@@ -50,7 +50,7 @@ class _Attempt:
         self.run_dir.mkdir(parents=True)
         self.nproc = self._write_spec()
         self.events = EventCopier(self.run_dir)
-        self.cancelled = False
+        self.stop_asked = False
         self._run_child(processes.module_command("trainers.prepare", str(self.run_dir)))
         if self._exit() is None and not self._wants_stop():
             self._run_child(self._torchrun())
@@ -93,16 +93,15 @@ class _Attempt:
         )
 
     def _beat(self) -> bool:
-        def write(session: Session) -> bool:
+        def write(session: Session) -> None:
             self.events.copy(session, self.lease)
-            return jobs.cancel_requested(session, self.lease.subject_id)
+            self.stop_asked = jobs.stop_asked(session, self.lease.subject_id) is not None
 
-        if self.heartbeat.beat(write):
-            self.cancelled = True
+        self.heartbeat.beat(write)
         return self._wants_stop()
 
     def _wants_stop(self) -> bool:
-        return self.cancelled or shutdown.requested()
+        return self.stop_asked or shutdown.requested()
 
     def _exit(self) -> dict[str, Any] | None:
         path = self.run_dir / "exit.json"
@@ -114,28 +113,24 @@ class _Attempt:
         def write(session: Session) -> None:
             while self.events.copy(session, self.lease):
                 pass
-            finish(
-                session,
-                self.lease,
-                exit_=exit_,
-                cancelled=self.cancelled or jobs.cancel_requested(session, self.lease.subject_id),
-                draining=shutdown.requested(),
-            )
+            finish(session, self.lease, exit_=exit_, draining=shutdown.requested())
 
         self.heartbeat.settle(write)
         logger.info("job %s: attempt %s ended: %s", self.lease.subject_id, self.lease.token, exit_)
 
 
-def finish(
-    session: Session, lease: Lease, *, exit_: dict[str, Any] | None, cancelled: bool, draining: bool
-) -> None:
+def finish(session: Session, lease: Lease, *, exit_: dict[str, Any] | None, draining: bool) -> None:
     """Turn the trainer's word (`exit.json`, None if it was killed) into the next state of the job."""
     reason = exit_["reason"] if exit_ else None
     message = exit_["message"] if exit_ else "The trainer was killed"
-    if cancelled:
+    asked = jobs.stop_asked(session, lease.subject_id, hold=True)
+    if asked == "cancel":
         jobs.cancel(session, lease, exit_=exit_)
     elif reason == "done":
+        results.write(session, lease.subject_id, blobs_dir=DatabaseSettings().blobs_dir)
         jobs.finish_training(session, lease, exit_=exit_ or {})
+    elif asked == "pause" and reason not in _FINAL_REASONS:
+        jobs.pause(session, lease, exit_=exit_)
     elif draining:
         jobs.give_back(session, lease, exit_=exit_, charge=False, why="The worker shuts down")
     elif reason in _FINAL_REASONS:

@@ -44,9 +44,11 @@ def test_content_is_what_was_sent(world: World):
     with BlobWriter(world.blobs_dir, world.org_id) as writer:
         for chunk in chunks:
             writer.write(chunk)
-        file = files.create(
-            world.database, writer, org_id=world.org_id, filename="../../etc/x", purpose="fine-tune"
-        )
+        writer.sync()
+        with world.database.write() as session:
+            file = files.create(
+                session, writer, org_id=world.org_id, filename="../../etc/x", purpose="fine-tune"
+            )
 
     assert file.sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
     assert (file.bytes, file.filename, file.status) == (2_800_000, "../../etc/x", "uploaded")

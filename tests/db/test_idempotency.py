@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
 
 from db import idempotency, jobs
 from db.errors import Conflict
@@ -13,24 +12,16 @@ from tests.db.world import World, race
 
 
 def submit(world: World, file_id: str, *, key: str = "k", request_hash: str = "h") -> dict[str, Any]:
-    """What the API does: look, create and remember in one transaction; if another was faster, look again."""
-    while True:
-        try:
-            with world.database.write() as session:
-                known = idempotency.recall(session, org_id=world.org_id, key=key, request_hash=request_hash)
-                if known is not None:
-                    return known
-                job = jobs.create(session, world.new_job(file_id), org_id=world.org_id)
-                idempotency.remember(
-                    session,
-                    org_id=world.org_id,
-                    key=key,
-                    request_hash=request_hash,
-                    response={"id": job.id},
-                )
-                return {"id": job.id}
-        except IntegrityError:
-            continue
+    """What the API does: hold the key, look, create and remember in one transaction."""
+    known_as: Any = {"org_id": world.org_id, "key": key}
+    with world.database.write() as session:
+        idempotency.hold(session, **known_as)
+        known = idempotency.recall(session, **known_as, request_hash=request_hash)
+        if known is not None:
+            return known
+        job = jobs.create(session, world.new_job(file_id), org_id=world.org_id)
+        idempotency.remember(session, **known_as, request_hash=request_hash, response={"id": job.id})
+        return {"id": job.id}
 
 
 def count(world: World, entity: type) -> int:

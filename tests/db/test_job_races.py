@@ -65,7 +65,7 @@ def test_the_owner_is_told_and_ends_the_job(world: World, kind: str):
     world.cancel(job.id)  # asking twice changes nothing
 
     with tasks.fenced(world.database, lease) as session:
-        assert jobs.cancel_requested(session, job.id)
+        assert jobs.stop_asked(session, job.id) == "cancel"
     asked = [event for event in world.events(job.id) if event.message == "Cancellation requested"]
     assert len(asked) == 1
     fenced(world, lease, jobs.cancel)

@@ -28,6 +28,8 @@ def test_the_whole_road(world: World):
     running = world.job(job.id)
     assert (running.status, running.phase) == ("running", "training")
     assert running.resolved == {"n_epochs": 1}
+    assert running.progress is not None
+    assert running.progress.pop("updated_at") >= running.created_at
     assert running.progress == {"step": 1, "total_steps": 3}
     assert running.started_at is not None
 

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from db.migrate import alembic_config, upgrade
+from db.migrate import run as migrate
 from db.models import Base
 from db.session import Database
 from tests.db.world import run_against_paused
@@ -27,13 +28,6 @@ sys.stdout.flush()
 sys.stdin.readline()
 upgrade(Database(sys.argv[1]))
 """
-
-
-def migrate(database: Database, action: Any, revision: str) -> None:
-    with database.write() as session:
-        config = alembic_config()
-        config.attributes["connection"] = session.connection()
-        action(config, revision)
 
 
 def tables(database: Database) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, update
 
 import db
-from db import checkpoints, deployments, events, files, jobs, registry
+from db import checkpoints, deployments, events, files, job_queries, jobs, registry
 from db.errors import Conflict, NotFound
 from db.models import Base, Checkpoint, Deployment, Event, File, Job, Owned
 from db.pages import Page
@@ -34,7 +34,9 @@ def walk(page: Callable[[str | None], Page], *, between: Callable[[], Any] = lam
 def job_pages(world: World, *, limit: int = 3, status: str | None = None) -> Callable[[str | None], Page]:
     def page(after: str | None) -> Page:
         with world.database.read() as session:
-            return jobs.list_page(session, org_id=world.org_id, status=status, after=after, limit=limit)
+            return job_queries.list_page(
+                session, org_id=world.org_id, status=status, after=after, limit=limit
+            )
 
     return page
 

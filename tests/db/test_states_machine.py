@@ -52,6 +52,7 @@ class Life:
     status: str = "validating_files"
     history: list[str] = field(default_factory=list)
     cancel_asked: bool = False
+    pause_asked: bool = False
     merging: bool = False
     work: dict[str, Work] = field(default_factory=dict)
 
@@ -109,12 +110,39 @@ class JobMachine(RuleBasedStateMachine):
             return
         self.world.cancel(life.id)
         waiting = [kind for kind, work in life.work.items() if work.status == "queued"]
-        if waiting or life.status == "validating_files":
+        if waiting or life.status in ("validating_files", "paused"):
             for kind in waiting:
                 life.close(kind)
             life.move("cancelled")
         else:
             life.cancel_asked = True
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.lives)
+    def pause(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(list(self.lives.values())))
+        if life.status not in ("queued", "running", "paused") or life.merging:
+            with pytest.raises(Conflict):
+                self.world.pause(life.id)
+            return
+        self.world.pause(life.id)
+        if life.status == "queued":
+            life.close("train")
+            life.move("paused")
+        elif life.status == "running":
+            life.pause_asked = True
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.lives)
+    def resume(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(list(self.lives.values())))
+        if life.status != "paused":
+            with pytest.raises(Conflict):
+                self.world.resume(life.id)
+            return
+        self.world.resume(life.id)
+        life.work["train"].status, life.work["train"].number = "queued", next(self.tasks_made)
+        life.move("queued")
 
     # what workers do
 
@@ -144,7 +172,7 @@ class JobMachine(RuleBasedStateMachine):
         life, lease = self._draw_lease(data)
         with self.world.database.write() as session:
             tasks.check(session, lease, ttl_s=60)
-            assert jobs.cancel_requested(session, life.id) == life.cancel_asked
+            assert jobs.stop_asked(session, life.id) == self._asked(life)
         with pytest.raises(IllegalTransition):  # it runs already
             self._fenced(lease, lambda session: jobs.start(session, lease, resolved={}))
 
@@ -155,6 +183,10 @@ class JobMachine(RuleBasedStateMachine):
         if life.cancel_asked:
             self._fenced(lease, lambda session: jobs.cancel(session, lease))
             self._end(life, lease, "cancelled")
+        elif life.pause_asked:
+            self._fenced(lease, lambda session: jobs.pause(session, lease))
+            life.work["train"].charged -= 1
+            self._pause(life, lease)
         elif lease.kind == "merge":
             self.world.merge(lease)
             self._end(life, lease, "succeeded")
@@ -162,8 +194,8 @@ class JobMachine(RuleBasedStateMachine):
             self._train(life, lease)
 
     @rule(data=st.data())
-    @precondition(lambda self: any(life.cancel_asked for life, _ in self._leased()))
-    def finish_without_seeing_the_cancel(self, data: st.DataObject) -> None:
+    @precondition(lambda self: any(self._asked(life) for life, _ in self._leased()))
+    def finish_without_seeing_the_wish(self, data: st.DataObject) -> None:
         life, lease = self._draw_lease(data)
         if lease.kind == "train":
             self._train(life, lease)
@@ -231,6 +263,7 @@ class JobMachine(RuleBasedStateMachine):
             job = stored[life.id]
             assert job.status == life.status
             assert (job.cancel_requested_at is not None) == life.cancel_asked
+            assert (job.pause_requested_at is not None) == life.pause_asked
             assert (job.finished_at is not None) == (life.status in JOB_TERMINAL)
             assert (job.phase == "merging") == (life.merging and life.status == "running")
             assert (job.error is not None) == (life.status == "failed")
@@ -294,11 +327,18 @@ class JobMachine(RuleBasedStateMachine):
         assert work.lease is not None
         return life, work.lease
 
+    def _asked(self, life: Life) -> str | None:
+        return "cancel" if life.cancel_asked else "pause" if life.pause_asked else None
+
+    def _pause(self, life: Life, lease: Lease) -> None:
+        life.pause_asked = False
+        self._end(life, lease, "paused")
+
     def _train(self, life: Life, lease: Lease) -> None:
         self.world.train(lease)
         life.close("train")
         life.work["merge"] = Work(next(self.tasks_made))
-        life.merging = True
+        life.merging, life.pause_asked = True, False
         self.stale.append(lease)
 
     def _end(self, life: Life, lease: Lease, state: str) -> None:
@@ -310,6 +350,9 @@ class JobMachine(RuleBasedStateMachine):
         work = life.work[lease.kind]
         work.charged -= not charge
         work.lease = None
+        if life.pause_asked and not life.cancel_asked and work.charged < MAX_ATTEMPTS:
+            self._pause(life, lease)
+            return
         self.stale.append(lease)
         if life.cancel_asked or work.charged >= MAX_ATTEMPTS:
             life.close(lease.kind)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import Connection, select, text, update
 from sqlalchemy.orm import Session
 
 from db import files, jobs, keys, tasks
@@ -65,9 +65,9 @@ class World:
     ) -> File:
         with BlobWriter(self.blobs_dir, self.org_id) as writer:
             writer.write(f"row {next(_numbers)}".encode() if content is None else content)
-            return files.create(
-                database or self.database, writer, org_id=self.org_id, filename="a.jsonl", purpose=purpose
-            )
+            writer.sync()
+            with (database or self.database).write() as session:
+                return files.create(session, writer, org_id=self.org_id, filename="a.jsonl", purpose=purpose)
 
     def delete_file(self, file_id: str, *, database: Database | None = None) -> None:
         files.delete(database or self.database, file_id, org_id=self.org_id, blobs_dir=self.blobs_dir)
@@ -109,6 +109,14 @@ class World:
     def cancel(self, job_id: str) -> Job:
         with self.database.write() as session:
             return jobs.request_cancel(session, job_id, org_id=self.org_id)
+
+    def pause(self, job_id: str) -> Job:
+        with self.database.write() as session:
+            return jobs.request_pause(session, job_id, org_id=self.org_id)
+
+    def resume(self, job_id: str) -> Job:
+        with self.database.write() as session:
+            return jobs.resume(session, job_id, org_id=self.org_id)
 
     def claim(self, queue: str = "train", **changes: Any) -> Lease | None:
         """Claim as a worker does: a training job starts in the same transaction."""
@@ -247,6 +255,13 @@ class PausedDatabase(Database):
     def write(self) -> Iterator[Session]:
         with super().write() as session:
             yield session
+            self.reached.set()
+            assert self.may_commit.wait(30)
+
+    @contextmanager
+    def migrate(self) -> Iterator[Connection]:
+        with super().migrate() as connection:
+            yield connection
             self.reached.set()
             assert self.may_commit.wait(30)
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from examples.demo import GGUF, fetch_base_model
+from trainers.checkpoints import seal, stage
 from trainers.importer import import_model
 
 START_LIMIT_S = 120
@@ -472,6 +473,18 @@ def test_adapter_is_merged_and_sigterm_drains(start_engine, tiny_model, engine, 
         served.process.send_signal(signal.SIGTERM)
         assert stream.result()[-1] == "[DONE]"
     assert served.process.wait(timeout=20) == 0
+
+
+def test_a_damaged_checkpoint_is_not_served(start_engine, tiny_model, tmp_path):
+    staged = stage(tmp_path, step=3)
+    (staged / "adapter_config.json").write_text("{}")
+    (staged / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    seal(staged, step=3, attempt=1, world_size=1)
+    weights = tmp_path / "step-3" / "adapter_model.safetensors"
+    weights.write_bytes(b"x" * 50 + b"y" + b"x" * 49)
+
+    with pytest.raises(AssertionError, match=r"adapter_model\.safetensors does not match its sha256"):
+        start_engine(tiny_model, "--adapter", weights.parent)
 
 
 def test_broken_generation_is_reported_and_ends_the_process(start_engine, tiny_model):

@@ -65,7 +65,9 @@ def test_a_run_from_spec_to_output(make_run, events_of, curve_of, tiny_model: Pa
         "train_results.json",
         "eval_results.json",
     }
-    assert list((run_dir / "tensorboard").iterdir())
+    (curves,) = (run_dir / "tensorboard").iterdir()
+    assert b"train/loss" in curves.read_bytes()
+    assert str(run_dir).encode() not in curves.read_bytes()
     assert [step for step, _ in list_checkpoints(run_dir / "checkpoints")] == [24, 28, 30]
     assert str(tiny_model) not in (run_dir / "output" / "adapter_config.json").read_text()
     assert not list(run_dir.rglob("*.bin"))

@@ -36,7 +36,7 @@ def test_reasons(world: World, reason: str | None, status: str, code: str | None
     job = world.add_job()
     lease = world.take()
     with tasks.fenced(world.database, lease) as session:
-        finish(session, lease, exit_=exit_of(reason) if reason else None, cancelled=False, draining=False)
+        finish(session, lease, exit_=exit_of(reason) if reason else None, draining=False)
     after = world.job(job.id)
     assert (after.status, (after.error or {}).get("code")) == (status, code)
 
@@ -49,7 +49,7 @@ def test_a_cancelled_job_ends_cancelled_whatever_the_trainer_reached(
     lease = world.take()
     world.cancel(job.id)
     with tasks.fenced(world.database, lease) as session:
-        finish(session, lease, exit_=exit_of(reason) if reason else None, cancelled=True, draining=False)
+        finish(session, lease, exit_=exit_of(reason) if reason else None, draining=False)
     assert world.job(job.id).status == "cancelled"
 
 
@@ -58,7 +58,7 @@ def test_a_draining_worker_charges_nothing(world: World) -> None:
     for _ in range(5):  # more often than there are attempts
         lease = world.take()
         with tasks.fenced(world.database, lease) as session:
-            finish(session, lease, exit_=exit_of("stopped"), cancelled=False, draining=True)
+            finish(session, lease, exit_=exit_of("stopped"), draining=True)
         assert world.job(job.id).status == "queued"
 
 
@@ -109,6 +109,8 @@ def test_each_event_is_copied_once_and_half_a_line_waits(world: World, tmp_path:
     assert copied.count("the last line") == 1
     after = world.job(job.id)
     assert after.phase == "training"
+    assert after.progress is not None
+    assert after.progress.pop("updated_at") > after.created_at
     assert after.progress == {
         "step": 2,
         "total_steps": 4,
