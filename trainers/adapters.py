@@ -44,15 +44,13 @@ def attach_adapter(model: Any, *, adapter_dir: Path, tokenizer: Any) -> Any:
         raise Refused("bad_adapter", "The adapter's tokenizer has more tokens than the base model.")
     try:
         with safe_open(weights, framework="pt") as file:
-            stored = {name for name in file.keys() if "lora_" in name}
+            stored = set(file.keys())
         config = PeftConfig.from_pretrained(str(adapter_dir))
         adapted = PeftModel.from_pretrained(model, adapter_dir, config=config, is_trainable=False)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise Refused("bad_adapter", f"The adapter does not fit the base model: {error}") from error
     # PEFT only warns about tensors that are missing or left over.
-    loaded = {
-        name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name
-    }
+    loaded = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if stored != loaded:
         odd = sorted(stored ^ loaded)
         raise Refused(

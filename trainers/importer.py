@@ -1,59 +1,55 @@
 """Turn an untrusted model (Hugging Face folder or GGUF file) into a registered model folder.
 
 `python -m trainers.importer SOURCE OUT_DIR --report R.json`: OUT_DIR holds safetensors, config and tokenizer
-only. Exit 0 with the facts in the report, or 3 with {"error": {"code", "message"}}.
+only. Exit 0 with the facts in the report, or 3 with {"error": {"code", "message"}}. With `--base DIR` SOURCE
+is an adapter, which is merged into the model in DIR; `--base-name` is what the adapter may call it.
 """
 
 import argparse
-import json
 import os
-import re
+import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainers.artifacts import Refused, count_bytes, digest_folder, publish_folder, report_outcome
-from trainers.chat_template import TemplateRefused, check_chat_template, find_end_of_turn_ids
+from trainers.chat_template import find_end_of_turn_ids
+from trainers.gguf_header import read_gguf_header
+from trainers.import_checks import (
+    SETTINGS_NAMES,
+    check_counts,
+    check_index,
+    check_templates,
+    check_tokenizer_config,
+    name_templates,
+    read_json,
+    read_safetensors_header,
+    read_special_tokens,
+    read_templates,
+    refuse_code,
+)
+from trainers.import_files import copy_allowed_files, refuse_unsafe_files
 
-HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own limit
-JSON_LIMIT_BYTES = 256 << 20
-PICKLED_SUFFIXES = {
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".pickle",
-    ".ckpt",
-    ".joblib",
-    ".npy",
-    ".npz",
-    ".h5",
-    ".msgpack",
-}
-COPIED_NAMES = {
-    "config.json",
-    "generation_config.json",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-}
-COPIED_SUFFIXES = {".safetensors", ".model"}  # .model: sentencepiece
-CODE_KEYS = {"auto_map", "custom_generate", "custom_pipelines"}
-KERNEL_KEYS = {
-    "attn_implementation",
-    "_attn_implementation",
-    "experts_implementation",
-    "_experts_implementation",
-}
+# What may be allocated: loading needs this much, and a packed GGUF weight takes up to 16 times its size. A
+# small file can declare a model of any size.
+MEMORY_LIMIT_BYTES = 4 << 30
+MEMORY_A_SOURCE_BYTE = 16
+_LOAD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+Loaded = TypeVar("Loaded")
 
 
 def import_model(source: Path, *, out_dir: Path) -> dict[str, Any]:
@@ -78,40 +74,25 @@ def import_model(source: Path, *, out_dir: Path) -> dict[str, Any]:
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy the allow-listed files of a Hugging Face folder, after refusing what must not be near a model."""
-    if not source.is_dir() or source.is_symlink():
-        raise Refused("not_a_model", "The source is neither a folder nor a .gguf file.")
-    for path in sorted(source.rglob("*")):
-        if path.is_symlink():
-            raise Refused("symlink", f"{path.relative_to(source)} is a symbolic link; copy the file itself.")
-        if path.suffix.lower() in PICKLED_SUFFIXES:
-            raise Refused(
-                "unsafe_weights", f"{path.name} can hold code; only safetensors weights are accepted."
-            )
-    entries = sorted(source.iterdir())
-    if "config.json" not in {path.name for path in entries}:
+    refuse_unsafe_files(source)
+    names = {path.name for path in source.iterdir()}
+    if "adapter_config.json" in names:
+        raise Refused("adapter_needs_base", "The folder holds an adapter; name the `base` it belongs to.")
+    if "config.json" not in names:
         raise Refused("not_a_model", "The folder has no config.json.")
-    if not any(path.suffix == ".safetensors" for path in entries):
+    if not any(name.endswith(".safetensors") for name in names):
         raise Refused("no_safetensors", "The folder has no .safetensors weights.")
-    for path in entries:
-        if path.name not in COPIED_NAMES and path.suffix not in COPIED_SUFFIXES:
-            continue
-        if not path.is_file():
-            raise Refused("not_a_model", f"{path.name} is not a regular file.")
-        # O_NOFOLLOW: the file may have become a link since it was looked at.
-        with (
-            open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as reader,
-            (target / path.name).open("wb") as writer,
-        ):
-            shutil.copyfileobj(reader, writer, 1 << 20)
+    copy_allowed_files(source, target)
 
 
 def convert_gguf(source: Path, target: Path) -> None:
     """Write the GGUF file's model as bfloat16 safetensors, with its tokenizer and stop tokens."""
     if not source.is_file() or source.is_symlink():
         raise Refused("not_a_model", "The source is not a regular file.")
-    with source.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise Refused("not_a_model", f"{source.name} is not a GGUF file.")
+    header = read_gguf_header(source)
+    check_counts(header.values, n_tensors=header.n_tensors)
+    template = header.values.get("tokenizer.chat_template")
+    check_templates(name_templates(template), special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
     import torch
     import transformers
 
@@ -121,13 +102,10 @@ def convert_gguf(source: Path, target: Path) -> None:
     place = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
     with tempfile.TemporaryDirectory() as alone:  # from_pretrained would read the file's neighbours too
         (Path(alone) / "model.gguf").symlink_to(source.resolve())
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(alone, **place)
-            packed = transformers.AutoModelForCausalLM.from_pretrained(
-                alone, dtype=torch.bfloat16, **place, **options
-            )
-        except (ValueError, OSError, LookupError, RuntimeError, TypeError, AttributeError) as error:
-            raise Refused("load_failed", f"The GGUF file does not load: {error}") from error
+        tokenizer = load_or_refuse(
+            lambda: transformers.AutoTokenizer.from_pretrained(alone, **place), code="no_tokenizer"
+        )
+        packed = load_whole(alone, dtype=torch.bfloat16, **place, **options)
     config = packed.config
     config._name_or_path = ""
     vars(config).pop("quantization_config", None)
@@ -153,33 +131,37 @@ def convert_gguf(source: Path, target: Path) -> None:
 
 def find_end_of_turn_ids_safely(tokenizer: Any) -> list[int]:
     """End-of-turn ids, after the template has proved harmless: looking for them renders it."""
-    check_templates(tokenizer)
+    check_loaded_templates(tokenizer)
     return find_end_of_turn_ids(tokenizer)
 
 
-def check_templates(tokenizer: Any) -> None:
-    """Refuse the model when one of its chat templates misbehaves."""
-    templates = tokenizer.chat_template or {}
-    if isinstance(templates, str):
-        templates = {"default": templates}
-    for name, template in templates.items():
-        try:
-            check_chat_template(template, special_tokens=dict(tokenizer.special_tokens_map))
-        except TemplateRefused as refused:
-            raise Refused("bad_chat_template", f"{refused} (template {name!r})") from refused
+def check_loaded_templates(tokenizer: Any, *, checked: tuple[Any, Any] = (None, None)) -> None:
+    """Check the templates as they were loaded, unless these, with these tokens, are what was `checked`."""
+    templates = name_templates(tokenizer.chat_template)
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    if templates and "default" not in templates:
+        raise Refused("bad_chat_template", "The model has chat templates, but none named 'default'.")
+    if (templates, tokens) != checked:
+        check_templates(templates, special_tokens=tokens)
 
 
 def inspect_model(folder: Path) -> dict[str, Any]:
     """Check a copied folder from the cheapest test to the dearest and report what it is."""
+    for path in sorted(folder.glob("*.json")):
+        value = read_json(path)
+        if path.name in SETTINGS_NAMES:
+            refuse_code(value, path.name)
     config = read_json(folder / "config.json")
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            refuse_code(read_json(folder / name), name)
-    check_model_type(config)
+    check_tokenizer_config(folder)
     headers = {path.name: read_safetensors_header(path) for path in sorted(folder.glob("*.safetensors"))}
     check_index(folder, set(headers))
+    check_counts(config, n_tensors=sum(map(len, headers.values())))
+    templates, special_tokens = read_templates(folder), read_special_tokens(folder)
+    check_templates(templates, special_tokens=special_tokens)
+    check_model_type(config)  # from here on transformers is needed
+    load_config(folder)
     tokenizer = load_tokenizer(folder)
-    check_templates(tokenizer)
+    check_loaded_templates(tokenizer, checked=(templates, special_tokens))
     loaded = load_on_meta(folder)
     if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
         raise Refused("tokenizer_mismatch", "The tokenizer has more tokens than the model has embeddings.")
@@ -196,46 +178,14 @@ def inspect_model(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`."""
-    if path.stat().st_size > JSON_LIMIT_BYTES:
-        raise Refused("not_a_model", f"{path.name} is too large.")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise Refused("not_a_model", f"{path.name} is not valid JSON.") from None
-    if not isinstance(value, dict):
-        raise Refused("not_a_model", f"{path.name} is not a JSON object.")
-    return value
-
-
-def refuse_code(value: Any, file_name: str) -> None:
-    """Refuse, at any depth, keys that make transformers import a model's own code or fetch a kernel."""
-    for key, child in _walk_items(value):
-        if key in CODE_KEYS and child:
-            raise Refused("remote_code", f"{file_name} names code to run ({key}).")
-        if key in KERNEL_KEYS and re.search(r"[/:]", str(child)):
-            raise Refused("remote_code", f"{file_name} names a kernel to fetch ({key}).")
-
-
-def _walk_items(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, child in value.items():
-            yield key, child
-            yield from _walk_items(child)
-    elif isinstance(value, list):
-        for child in value:
-            yield from _walk_items(child)
-
-
 def check_model_type(config: dict[str, Any]) -> None:
     """Only architectures that the installed transformers implements itself, unquantized."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config.get("model_type")
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise Refused(
-            "unknown_model_type", f"model_type {model_type!r} is not a known causal language model."
+            "unknown_model_type", f"model_type {str(model_type)[:80]!r} is not a known causal language model."
         )
     if config.get("quantization_config"):
         raise Refused(
@@ -243,65 +193,79 @@ def check_model_type(config: dict[str, Any]) -> None:
         )
 
 
-def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file; its declared size is checked before anything is read or parsed."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_bytes > min(HEADER_LIMIT_BYTES, size - 8):
-            raise Refused("bad_safetensors", f"{path.name} declares a header of {header_bytes} bytes.")
-        try:
-            header = json.loads(file.read(header_bytes))
-        except (ValueError, RecursionError):
-            raise Refused("bad_safetensors", f"The header of {path.name} is not JSON.") from None
-    if not isinstance(header, dict):
-        raise Refused("bad_safetensors", f"The header of {path.name} is not a JSON object.")
-    return header
+def load_or_refuse(load: Callable[[], Loaded], *, code: str = "load_failed") -> Loaded:
+    """What `load` returns. Raises Refused with `code` when the files, and not this program, are at fault."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    what = "tokenizer" if code == "no_tokenizer" else "model"
+    try:
+        return load()
+    except SafetensorError as error:
+        raise Refused("bad_safetensors", f"The weights do not load: {error}") from error
+    except (*_LOAD_ERRORS, StrictDataclassError) as error:
+        raise Refused(code, f"The {what} does not load: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library knows no class of its own
+            raise
+        raise Refused(code, f"The {what} does not load: {_first_line(error)}") from error
 
 
-def check_index(folder: Path, weight_files: set[str]) -> None:
-    """The index may name only files of this folder."""
-    index_path = folder / "model.safetensors.index.json"
-    if not index_path.exists():
-        return
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not set(weight_map.values()) <= weight_files:
-        raise Refused("not_a_model", f"{index_path.name} names weights that are not in the folder.")
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def load_config(folder: Path) -> Any:
+    """The model's settings as its class understands them; first, since the tokenizer reads them too."""
+    from transformers import AutoConfig
+
+    return load_or_refuse(
+        lambda: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The folder's own tokenizer; Refused when there is none."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise Refused("no_tokenizer", f"The tokenizer does not load: {error}") from error
+    return load_or_refuse(
+        lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        code="no_tokenizer",
+    )
 
 
 def load_on_meta(folder: Path) -> Any:
     """Load every tensor's name and shape but no bytes: proves that the folder loads here, offline."""
-    from safetensors import SafetensorError
+    return load_whole(
+        folder,
+        dtype="auto",
+        device_map="meta",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+
+
+def load_whole(folder: Path | str, **options: Any) -> Any:
+    """The model in `folder`. Raises Refused also when tensors are missing, which would be made up."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto",
-            device_map="meta",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise Refused("bad_safetensors", f"The weights do not load: {error}") from error
-    except (ValueError, OSError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
-        raise Refused("load_failed", f"The model does not load: {error}") from error
+    loaded: Any = load_or_refuse(
+        lambda: AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    )
     model, info = loaded
     if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise Refused("load_failed", f"{len(lacking)} tensors are missing or misshapen: {lacking[0]} ...")
     return model
+
+
+def limit_memory(source: Path) -> None:
+    """Bound what this process may allocate by what `source` can need; reading its files is not counted."""
+    files = source.rglob("*") if source.is_dir() else [source]
+    source_bytes = sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
+    limit_bytes = MEMORY_LIMIT_BYTES + MEMORY_A_SOURCE_BYTE * source_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -309,12 +273,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--base-name", action="append", default=[])
     arguments = parser.parse_args(argv)
+    if argv is None:  # a process of its own
+        os.nice(10)  # nobody waits for an import as they do for an answer
+    if argv is None and arguments.base is None:
+        limit_memory(arguments.source)
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    return report_outcome(
-        lambda: import_model(arguments.source, out_dir=arguments.out_dir), to=arguments.report
-    )
+
+    def work() -> dict[str, Any]:
+        if arguments.base is None:
+            return import_model(arguments.source, out_dir=arguments.out_dir)
+        from trainers.import_adapter import import_adapter
+
+        return import_adapter(
+            arguments.source,
+            base_dir=arguments.base,
+            base_names=set(arguments.base_name),
+            out_dir=arguments.out_dir,
+        )
+
+    return report_outcome(work, to=arguments.report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One-off child processes of the second queue: run, keep the lease, read the report."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def run_for_report(
     heartbeat: Heartbeat,
     log_path: Path,
     wants_stop: Callable[[Session], bool] = lambda _: False,
+    extra_env: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Run `argv` until it has written `report_path`; None when a shutdown or `wants_stop` ended it early.
 
@@ -38,9 +39,8 @@ def run_for_report(
         stopped = stopped or bool(wants) or shutdown.requested()
         return stopped
 
-    child = processes.spawn(
-        argv, env=processes.child_environment(marker), cwd=log_path.parent, log_path=log_path
-    )
+    env = processes.child_environment(marker, **(extra_env or {}))
+    child = processes.spawn(argv, env=env, cwd=log_path.parent, log_path=log_path)
     processes.supervise(child, marker=marker, on_beat=on_beat, beat_s=heartbeat.interval_s, grace_s=5.0)
     if report_path.is_file():
         return json.loads(report_path.read_text())

@@ -1,22 +1,37 @@
-"""Imports base models: copied or converted, digested and checked by a trainer process."""
+"""Imports models: fetched if need be, copied or converted, digested and checked by trainer processes."""
 
 import contextlib
 import logging
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import registry, tasks
-from db.errors import LeaseLost
+from db import registry, sources, tasks
+from db.errors import Conflict, LeaseLost, NotFound
 from db.models import Model
 from db.session import Database
 from db.settings import DatabaseSettings
 from db.tasks import Lease
-from workers import children, leases, processes
+from workers import children, hub, leases, processes
+from workers.leases import Heartbeat
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Import:
+    """What is imported, from where to where."""
+
+    source: str
+    base_arguments: list[str]
+    target: Path
+    scratch: Path
+    marker: str
 
 
 def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
@@ -28,39 +43,79 @@ def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
 def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
     heartbeat = leases.Heartbeat(database, lease, settings)
     model_pk = int(lease.subject_id)
-    with database.read() as session:
-        source = Path(session.get_one(Model, model_pk).source)
-    if not settings.may_import(source):
-        report: dict[str, Any] | None = {
-            "error": {
-                "code": "import_not_allowed",
-                "message": f"'{source}' is not under a folder of RESIDENCY_IMPORT_DIRS on the worker.",
-            }
-        }
-        heartbeat.settle(lambda session: _record(session, lease, model_pk, report=report, target=source))
-        return
-    target = DatabaseSettings().models_dir / f"base-{model_pk}-{lease.token}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    report_path = target.with_suffix(".json")
+    paths = DatabaseSettings()
+    target = paths.models_dir / f"base-{model_pk}-{lease.token}"
+    scratch = paths.home_dir / "scratch" / f"import-{model_pk}-{lease.token}"
+    for folder in (target.parent, scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+    report: Report | None
     try:
-        report = children.run_for_report(
-            processes.module_command(
-                "trainers.importer", str(source), str(target), "--report", str(report_path)
-            ),
-            report_path=report_path,
-            marker=leases.marker(database, lease),
-            heartbeat=heartbeat,
-            log_path=target.with_suffix(".log"),
-        )
+        with database.read() as session:
+            model = session.get_one(Model, model_pk)
+            work = _Import(
+                source=model.source,
+                base_arguments=_describe_base(session, model),
+                target=target,
+                scratch=scratch,
+                marker=leases.marker(database, lease),
+            )
+        report = _import(work, heartbeat, settings)
+    except (NotFound, Conflict) as error:
+        report = {"error": {"code": "base_gone", "message": f"The adapter's base is gone: {error}"}}
     except children.ChildFailed as failure:
         logger.error("import of model %s broke: %s", model_pk, failure)
         report = {"error": {"code": "import_failed", "message": f"The import broke: {failure}"}}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     heartbeat.settle(lambda session: _record(session, lease, model_pk, report=report, target=target))
 
 
-def _record(
-    session: Session, lease: Lease, model_pk: int, *, report: dict[str, Any] | None, target: Path
-) -> None:
+def _describe_base(session: Session, model: Model) -> list[str]:
+    """The arguments that tell the importer of an adapter's base; none for a whole model."""
+    if model.parent_id is None:
+        return []
+    base = registry.get_ready(session, model.parent_id, org_id=model.org_id)
+    assert base.path is not None, "a ready model has a folder"  # noqa: S101
+    names = {base.id, base.root_id}
+    names.add(sources.parse_hub(base.source).repo if sources.is_hub(base.source) else base.source)
+    names |= {name.rstrip("/").rpartition("/")[2] for name in names}
+    return [f"--base={base.path}", *(f"--base-name={name}" for name in sorted(names) if name)]
+
+
+def _import(work: _Import, heartbeat: Heartbeat, settings: WorkerSettings) -> Report | None:
+    """The importer's report; None when a shutdown ended it."""
+    facts: Report = {}
+    path = Path(work.source)
+    if sources.is_hub(work.source):
+        if not settings.hub:
+            return {"error": hub.DISABLED}
+        path = work.scratch / "snapshot"
+        fetched = hub.fetch_model(
+            sources.parse_hub(work.source),
+            to=path,
+            scratch=work.scratch,
+            marker=work.marker,
+            heartbeat=heartbeat,
+        )
+        if fetched is None or "error" in fetched:
+            return fetched
+        facts = {"revision": fetched["revision"]}
+    elif not settings.may_import(path):
+        message = f"'{path}' is not under a folder of RESIDENCY_IMPORT_DIRS on the worker."
+        return {"error": {"code": "import_not_allowed", "message": message}}
+    report_path = work.target.with_suffix(".json")
+    arguments = [str(path), str(work.target), "--report", str(report_path), *work.base_arguments]
+    report = children.run_for_report(
+        processes.module_command("trainers.importer", *arguments),
+        report_path=report_path,
+        marker=work.marker,
+        heartbeat=heartbeat,
+        log_path=work.target.with_suffix(".log"),
+    )
+    return report if report is None or "error" in report else report | facts
+
+
+def _record(session: Session, lease: Lease, model_pk: int, *, report: Report | None, target: Path) -> None:
     if report is None:
         tasks.requeue(session, lease, outcome="stopped", charge=False)
     elif "error" in report:

@@ -33,6 +33,8 @@ class WorkerSettings(BaseSettings):
     max_engines: int = Field(
         default=4, ge=1, description="Engines a node runs; idle automatic ones give way."
     )
+    hub: bool = Field(default=False, description="Whether imports may download from a hub.")
+    max_upload_bytes: int = Field(default=512 << 20, ge=1, description="Largest file that may be imported.")
     import_dirs: str = Field(default="", description="Folders, separated by `:`, that imports may read from.")
 
     def devices(self) -> tuple[list[str], bool]:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainers.hostile import HANG
 from trainers.artifacts import digest_folder
-from trainers.chat_template import TemplateRefused, check_chat_template, find_end_of_turn_ids
+from trainers.chat_template import check_chat_template, find_end_of_turn_ids
 from trainers.importer import main
-
-HANGING_TEMPLATE = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def remove_tokenizer(source: Path) -> None:
 
 
 def hang_template(source: Path) -> None:
-    (source / "chat_template.jinja").write_text(HANGING_TEMPLATE)
+    (source / "chat_template.jinja").write_text(HANG)
 
 
 @pytest.mark.parametrize(
@@ -231,28 +230,7 @@ def test_a_file_named_gguf_that_is_none_is_refused(import_source, tmp_path):
     (tmp_path / "fake.gguf").write_bytes(b"PK\x03\x04")
     assert import_source(tmp_path / "fake.gguf")["error"]["code"] == "not_a_model"
     (tmp_path / "fake.gguf").write_bytes(b"GGUF" + b"\xff" * 64)
-    assert import_source(tmp_path / "fake.gguf")["error"]["code"] == "load_failed"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        HANGING_TEMPLATE,
-        "{{ 'a' * 10**10 }}",
-        "{{ messages[0]['content'] * 10**5 }}",
-        "{{ ''.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ raise_exception('no') }}",
-        "{% bogus %}",
-        "forgets the message",
-        # Conversations longer than one turn are tried too.
-        "{{ messages[0]['content'] }}{% if messages|length > 1 %}" + HANGING_TEMPLATE + "{% endif %}",
-    ],
-)
-def test_hostile_templates_are_refused(template):
-    with pytest.raises(TemplateRefused):
-        check_chat_template(template, special_tokens={})
+    assert import_source(tmp_path / "fake.gguf")["error"]["code"] == "bad_gguf"
 
 
 @pytest.mark.parametrize(
@@ -280,25 +258,29 @@ def test_end_of_turn_differs_from_eos(source):
     assert find_end_of_turn_ids(tokenizer) == []
 
 
-def write_gguf(path: Path, *, model_dir: Path) -> None:
-    """The tiny llama as llama.cpp would store it: other names, rotated heads, its own tokenizer format."""
+def write_gguf(path: Path, *, model_dir: Path, leave_out: str = "?", **declared: int) -> None:
+    """The tiny llama as llama.cpp would store it: other names, rotated heads, its own tokenizer format.
+
+    Tensors whose name holds `leave_out` are; `declared` is what the file says instead of the truth.
+    """
     import gguf
     from safetensors.torch import load_file
 
     config = json.loads((model_dir / "config.json").read_text())
+    said = config | declared
     tokenizer = json.loads((model_dir / "tokenizer.json").read_text())
     vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
     special = {token["content"] for token in tokenizer["added_tokens"]}
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_embedding_length(said["hidden_size"])
+    writer.add_block_count(said["num_hidden_layers"])
+    writer.add_feed_forward_length(said["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config["vocab_size"])
+    writer.add_vocab_size(said["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list([token for token, _ in vocabulary])
@@ -312,6 +294,8 @@ def write_gguf(path: Path, *, model_dir: Path) -> None:
     writer.add_chat_template((model_dir / "chat_template.jinja").read_text())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(model_dir / "model.safetensors").items():
+        if leave_out in name:
+            continue
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         for part, n_heads in heads.items():
             if part in name:
@@ -343,6 +327,12 @@ def test_gguf_becomes_the_same_model(tiny_model, import_source, tmp_path):
     assert after(text)["input_ids"] == before(text)["input_ids"]
     assert after.chat_template == before.chat_template
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+def test_gguf_with_a_tensor_missing_is_refused(tiny_model, import_source, tmp_path):
+    """The loader would make the tensor up."""
+    write_gguf(tmp_path / "tiny.gguf", model_dir=tiny_model, leave_out="layers.1.mlp.up_proj")
+    assert import_source(tmp_path / "tiny.gguf")["error"]["code"] == "load_failed"
 
 
 @pytest.mark.long

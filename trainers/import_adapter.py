@@ -1,0 +1,111 @@
+"""Turn an untrusted LoRA adapter (a PEFT folder) and its base into a registered model folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trainers.artifacts import Refused
+from trainers.import_checks import (
+    VOCABULARY_NAMES,
+    check_templates,
+    check_tokenizer_config,
+    read_json,
+    read_safetensors_header,
+    read_special_tokens,
+    read_templates,
+    refuse_code,
+)
+from trainers.import_files import copy_allowed_files, refuse_unsafe_files
+from trainers.importer import check_loaded_templates, inspect_model, load_tokenizer
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Settings that import a module, read files of their own, or make another model of the base.
+_UNSUPPORTED_SETTINGS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "auto_mapping",
+    "corda_config",
+    "eva_config",
+    "kasa_config",
+    "layer_replication",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")  # others change the base's weights too
+
+
+def import_adapter(source: Path, *, base_dir: Path, base_names: set[str], out_dir: Path) -> dict[str, Any]:
+    """Merge the adapter in `source` into the model in `base_dir`; write `out_dir` and return the report.
+
+    base_names: what the adapter's config may call its base. Raises Refused.
+    """
+    from trainers.merge import merge_adapter  # imports torch, which a hostile folder must not cost
+
+    adapter_dir = out_dir.with_name(out_dir.name + ".adapter")
+    shutil.rmtree(adapter_dir, ignore_errors=True)
+    adapter_dir.mkdir(parents=True)
+    try:
+        refuse_unsafe_files(source)
+        copy_allowed_files(source, adapter_dir)
+        check_adapter(adapter_dir, base_names=base_names)
+        add_tokenizer(adapter_dir, base_dir=base_dir)
+        report = merge_adapter(base_dir, adapter_dir=adapter_dir, out_dir=out_dir)
+    finally:
+        shutil.rmtree(adapter_dir, ignore_errors=True)
+    return inspect_model(out_dir) | report
+
+
+def check_adapter(folder: Path, *, base_names: set[str]) -> None:
+    """Refuse a copied adapter that is not plain LoRA, names another base, or asks for code."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise Refused("no_adapter", f"The folder has no {name}.")
+    config = read_json(folder / CONFIG)
+    refuse_code(config, CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise Refused("unsupported_adapter", "Only LoRA adapters of causal language models are supported.")
+    for key in _UNSUPPORTED_SETTINGS:
+        if config.get(key):
+            raise Refused("unsupported_adapter", f"{CONFIG} sets {key}, which is not supported.")
+    start = config.get("init_lora_weights")
+    if isinstance(start, dict | list) or start not in _PLAIN_STARTS:
+        raise Refused("unsupported_adapter", f"init_lora_weights {str(start)[:80]!r} is not supported.")
+    named = config.get("base_model_name_or_path")
+    if named and not (isinstance(named, str) and {named, last_part(named)} & base_names):
+        raise Refused("wrong_base", f"The adapter says that it belongs to {str(named)[:200]!r}.")
+    check_weights(folder, extra_modules=config.get("modules_to_save"))
+
+
+def check_weights(folder: Path, *, extra_modules: Any) -> None:
+    """Refuse tensors that are neither LoRA's nor of a module that the config says was trained whole."""
+    modules = extra_modules or []
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        raise Refused("bad_adapter", "modules_to_save is not a list of names.")
+    for name in read_safetensors_header(folder / WEIGHTS):
+        if "lora_" not in name and not any(f".{module}." in name for module in modules):
+            raise Refused("bad_adapter", f"The adapter has the tensor {name[:200]}, which is no part of it.")
+
+
+def add_tokenizer(folder: Path, *, base_dir: Path) -> None:
+    """The base's tokenizer where the adapter has none; one of its own is checked like a model's."""
+    if not (folder / "tokenizer_config.json").exists():
+        for path in sorted(base_dir.iterdir()):
+            is_tokenizer = path.name in VOCABULARY_NAMES or path.suffix == ".model"
+            if is_tokenizer or path.name in ("tokenizer_config.json", "chat_template.jinja"):
+                shutil.copyfile(path, folder / path.name)
+    for path in sorted(folder.glob("*.json")):
+        refuse_code(read_json(path) if path.name not in VOCABULARY_NAMES else {}, path.name)
+    check_tokenizer_config(folder)
+    templates, special_tokens = read_templates(folder), read_special_tokens(folder)
+    check_templates(templates, special_tokens=special_tokens)
+    check_loaded_templates(load_tokenizer(folder), checked=(templates, special_tokens))
+
+
+def last_part(name: str) -> str:
+    """The last component of a path or a hub's name."""
+    return name.rstrip("/").rpartition("/")[2]
