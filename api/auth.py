@@ -10,7 +10,7 @@ from api.errors import ApiError
 from db import keys
 from db.keys import Caller
 
-_bearer = HTTPBearer(auto_error=False, description="A key made with `residency keys create`.")
+_bearer = HTTPBearer(auto_error=False, description="A key, such as the one that `residency up` makes.")
 
 
 def authenticate(

@@ -4,9 +4,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request, Response
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
+from api.disconnect import unless_disconnected
 from api.errors import NEVER_RETRY, ApiError, error_body
 from api.schemas import ChatRequest
 from db import deployments, registry
@@ -30,7 +31,6 @@ _TOUCH_EVERY_S = 5.0
 # The official clients wait as long for the next byte.
 _ANSWER_TIMEOUT_S = 600.0
 _PASSED_ON = ("content-type", "retry-after", "x-should-retry")
-Answer = TypeVar("Answer")
 
 
 def new_client() -> httpx.AsyncClient:
@@ -63,11 +63,11 @@ async def create_chat_completion(
         content=json.dumps(body.model_dump(exclude_unset=True)),
         headers={"content-type": "application/json"},
     )
-    upstream = await _unless_disconnected(request, _send(request.app.state.engines, call))
+    upstream = await unless_disconnected(request, _send(request.app.state.engines, call))
     headers = {name: upstream.headers[name] for name in _PASSED_ON if name in upstream.headers}
     if headers.get("content-type", "").startswith("text/event-stream"):
         return _EngineStream(upstream, headers=headers)
-    content = await _unless_disconnected(request, _read_whole(upstream))
+    content = await unless_disconnected(request, _read_whole(upstream))
     return Response(content, upstream.status_code, headers=headers)
 
 
@@ -87,10 +87,10 @@ class _Finder:
             deployment = deployments.find_live(session, model, org_id=self.org_id)
             now = clock(session)
         if model.status == "importing":
-            message = f"The model '{model.id}' is still being imported."
+            message = registry.describe_unready(model)
             raise ApiError(503, "model_not_ready", message, headers={"retry-after": "5"})
         if model.status != "ready":
-            raise ApiError(400, "model_not_ready", f"The import of '{model.id}' failed.", param="model")
+            raise ApiError(400, "model_not_ready", registry.describe_unready(model), param="model")
         if deployment is None and not self.auto:
             message = f"The model '{model.id}' is not deployed. Deploy it with POST /v1/deployments."
             raise ApiError(400, "model_not_deployed", message, param="model")
@@ -149,26 +149,6 @@ def _engine_died(error: httpx.HTTPError) -> ApiError:
     logger.warning("an engine died while it answered: %r", error)
     message = "The engine of the model died while it answered; try again."
     return ApiError(503, "engine_died", message, headers={"retry-after": "1"})
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[Answer]) -> Answer:
-    """Await `work`, but give it up when the client goes away: the engine must not generate for nobody."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class _EngineStream(StreamingResponse):

@@ -86,6 +86,26 @@ class Client:
         response = self._send("GET", path, params=_given(params))
         return response.content, response.headers
 
+    def download(self, path: str, target: Path) -> int:
+        """Write a body of any size to the file `target`, whole or not at all; its bytes."""
+        partial = target.with_name(target.name + ".part")
+        try:
+            with (
+                self._translated(),
+                self._http.stream("GET", path) as response,
+                partial.open("wb") as out,
+            ):
+                if response.is_error:
+                    response.read()
+                    raise self._refusal(response)
+                for chunk in response.iter_bytes():
+                    out.write(chunk)
+                size_bytes = out.tell()
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return size_bytes
+
     @contextmanager
     def stream(self, path: str, **body: Any) -> Iterator[Iterator[str]]:
         """The lines of a streamed answer. Leaving the context closes the connection, which ends the work."""

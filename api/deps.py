@@ -1,16 +1,12 @@
-"""What routes ask for: the settings, the database, and answers that are given once."""
+"""What routes ask for: the settings, the database, and query parameters that they know."""
 
-import hashlib
-import json
-from collections.abc import Callable
+import re
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Request
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from fastapi import Depends, Query, Request
 
+from api.errors import ApiError, hint
 from api.settings import ApiSettings
-from db import idempotency
 from db.session import Database
 
 
@@ -27,45 +23,23 @@ def get_database(request: Request) -> Database:
 SettingsDep = Annotated[ApiSettings, Depends(get_settings)]
 DatabaseDep = Annotated[Database, Depends(get_database)]
 After = Annotated[str | None, Query(description="Id of the last object of the page before.")]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        description="The same key with the same body gives the first answer again, and does nothing.",
-    ),
-]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Objects of a page.")]
+METADATA_FILTER = re.compile(r"metadata\[(.{1,64})\]")
 
 
-def answer_once(
-    database: Database,
-    make: Callable[[Session], dict[str, Any]],
-    *,
-    org_id: str,
-    key: str | None,
-    request: tuple[str, dict[str, Any]],
-) -> tuple[dict[str, Any], bool]:
-    """What `make` answers, remembered under `key` in the same transaction; and whether it is a replay.
+async def refuse_unknown_query(request: Request) -> None:
+    """Raise ApiError (400) for a query parameter that the route does not know.
 
-    `request` is the route and the body. Raises `Conflict` when the key was used for another one.
+    To ignore a filter is to answer another question.
     """
-    if key is None:
-        with database.write() as session:
-            return make(session), False
-    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    try:
-        with database.write() as session:
-            known = idempotency.recall(session, org_id=org_id, key=key, request_hash=digest)
-            if known is not None:
-                return known, True
-            answer = make(session)
-            idempotency.remember(session, org_id=org_id, key=key, request_hash=digest, response=answer)
-            return answer, False
-    except IntegrityError:
-        # Another request with this key committed first: what this one made is rolled back.
-        with database.read() as session:
-            known = idempotency.recall(session, org_id=org_id, key=key, request_hash=digest)
-        if known is None:
-            raise
-        return known, True
+    known = _query_names(request.scope["route"].dependant)
+    for name in request.query_params:
+        if name in known or ("metadata" in known and METADATA_FILTER.fullmatch(name)):
+            continue
+        message = f"Unknown parameter: '{name}'.{hint(name, known)}"
+        raise ApiError(400, "unknown_parameter", message, param=name)
+
+
+def _query_names(dependant: Any) -> set[str]:
+    names = {field.alias for field in dependant.query_params}
+    return names.union(*(_query_names(each) for each in dependant.dependencies))

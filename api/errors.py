@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -74,6 +75,12 @@ def model_not_found(model_id: str) -> ApiError:
     return ApiError(404, "model_not_found", message, param="model")
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest known name, or nothing."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
 def install(app: FastAPI) -> None:
     """Answer every exception that a route may raise."""
     app.add_exception_handler(HTTPException, _http_exception)
@@ -101,7 +108,7 @@ def _http_exception(request: Request, error: Exception) -> Response:
     return error_response(status, None, str(error.detail), headers=headers)
 
 
-def _invalid_request(_request: Request, error: Exception) -> Response:
+def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     problem = error.errors()[0]
     kind = problem["type"]
@@ -114,10 +121,23 @@ def _invalid_request(_request: Request, error: Exception) -> Response:
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
     elif kind == "extra_forbidden":
-        message = f"Unknown parameter: '{param}'."
+        known = _fields_at(request.scope["route"], problem["loc"][1:-1])
+        message = f"Unknown parameter: '{param}'.{hint(str(problem['loc'][-1]), known)}"
     else:
         message = f"Invalid value for '{param}': {problem['msg'].removeprefix('Value error, ')}."
     return error_response(400, code, message, param=param)
+
+
+def _fields_at(route: Any, path: tuple[int | str, ...]) -> list[str]:
+    """The names that the body of `route` knows at `path`."""
+    known: Any = route.dependant.body_params[0].field_info.annotation
+    for part in path:
+        if isinstance(part, str):
+            known = known.model_fields[part].annotation
+        # `list[Item] | None` -> Item
+        while arguments := [each for each in get_args(known) if each is not type(None)]:
+            known = arguments[0]
+    return list(known.model_fields)
 
 
 def _not_found(_request: Request, error: Exception) -> Response:

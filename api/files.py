@@ -1,19 +1,26 @@
 """/v1/files: uploads for training and other purposes."""
 
+import base64
+import dataclasses
 import errno
-from functools import partial
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
+from sqlalchemy.orm import Session
 
 from api import multipart, render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, SettingsDep
-from api.errors import NEVER_RETRY, ApiError
+from api.errors import NEVER_RETRY, ApiError, hint
 from api.middleware import allow_body
-from api.schemas import Deleted, FileList, FileObject
+from api.once import Once, OnceDep
+from api.schemas import Deleted, FileList, FileObject, ImportFile
+from api.sources import check_hub
 from db import blobs, files
 from db.blobs import BlobWriter
 from workers.dispatch import ring
@@ -21,6 +28,9 @@ from workers.dispatch import ring
 router = APIRouter(prefix="/files", tags=["Files"])
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FIELDS = ("purpose", _ANCHOR, _SECONDS)
+_BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
 _FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -32,6 +42,8 @@ _FORM: dict[str, Any] = {
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        _ANCHOR: {"type": "string", "enum": ["created_at"]},
+                        _SECONDS: {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
                     },
                 }
             }
@@ -44,8 +56,8 @@ _FORM: dict[str, Any] = {
 async def create_file(
     request: Request,
     caller: CallerDep,
-    database: DatabaseDep,
     settings: SettingsDep,
+    once: OnceDep,
     background: BackgroundTasks,
 ) -> FileObject:
     """Store a file. The rows of training files are checked afterwards: watch `status`.
@@ -57,24 +69,33 @@ async def create_file(
     try:
         with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
             form = await multipart.read_upload(request, writer, max_file_bytes=max_file_bytes)
-            purpose = _checked_purpose(form, size_bytes=writer.size_bytes)
-            create = partial(
-                files.create, org_id=caller.org_id, filename=form.filename or "", purpose=purpose
-            )
-            file = await run_in_threadpool(create, database, writer)
+            wishes = _check(form, size_bytes=writer.size_bytes)
+            answer = await run_in_threadpool(_store, once, writer, org_id=caller.org_id, wishes=wishes)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         message = "There is no space left to store the file."
         raise ApiError(507, "disk_full", message, headers=NEVER_RETRY) from error
     background.add_task(ring, "cpu")
-    return render.file_object(file)
+    return FileObject.model_validate(answer)
 
 
-def _checked_purpose(form: multipart.UploadForm, *, size_bytes: int) -> str:
+def _store(once: Once, writer: BlobWriter, *, org_id: str, wishes: dict[str, Any]) -> dict[str, Any]:
+    writer.sync()
+
+    def make(session: Session) -> dict[str, Any]:
+        file = files.create(session, writer, org_id=org_id, **wishes)
+        return render.file_object(file).model_dump(mode="json")
+
+    return once.answer(make, request=("POST /v1/files", {"sha256": writer.sha256, **wishes}))
+
+
+def _check(form: multipart.UploadForm, *, size_bytes: int) -> dict[str, Any]:
+    """What the form asks for, as `files.create` takes it. Raises ApiError."""
     for name in form.fields:
-        if name != "purpose":
-            raise ApiError(400, "unknown_parameter", f"Unknown parameter: '{name}'.", param=name)
+        if name not in _FIELDS:
+            message = f"Unknown parameter: '{name}'.{hint(name, _FIELDS)}"
+            raise ApiError(400, "unknown_parameter", message, param=name)
     for name, given in (("file", form.filename), ("purpose", form.fields.get("purpose"))):
         if not given:
             raise ApiError(
@@ -87,7 +108,40 @@ def _checked_purpose(form: multipart.UploadForm, *, size_bytes: int) -> str:
         raise ApiError(400, "invalid_value", message, param="purpose")
     if size_bytes == 0:
         raise ApiError(400, "empty_file", "The file is empty.", param="file")
-    return purpose
+    return {"filename": form.filename, "purpose": purpose, "expires_after_s": _read_expiry(form.fields)}
+
+
+def _read_expiry(fields: dict[str, str]) -> int | None:
+    anchor, seconds = fields.get(_ANCHOR), fields.get(_SECONDS)
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        message = f"'{_ANCHOR}' must be 'created_at'."
+        raise ApiError(400, "invalid_value", message, param=_ANCHOR)
+    if seconds is None or not re.fullmatch(r"[0-9]{4,7}", seconds) or not 3600 <= int(seconds) <= 2_592_000:
+        message = f"'{_SECONDS}' must be a whole number from 3600 to 2592000."
+        raise ApiError(400, "invalid_value", message, param=_SECONDS)
+    return int(seconds)
+
+
+@router.post("/import", summary="Import file")
+def import_file(
+    body: ImportFile, caller: CallerDep, settings: SettingsDep, once: OnceDep, background: BackgroundTasks
+) -> FileObject:
+    """Fetch training data from a hub as JSONL. It is checked like an upload: watch `status`."""
+    source = check_hub(body.source, settings)
+    if source.config is not None or source.split is not None:
+        message = "The config and the split are parameters of their own."
+        raise ApiError(400, "invalid_value", message, param="source")
+    source = dataclasses.replace(source, config=body.config, split=body.split)
+
+    def make(session: Session) -> dict[str, Any]:
+        file = files.start_import(session, org_id=caller.org_id, source=source)
+        return render.file_object(file).model_dump(mode="json")
+
+    answer = once.answer(make, request=("POST /v1/files/import", body.model_dump(mode="json")))
+    background.add_task(ring, "cpu")
+    return FileObject.model_validate(answer)
 
 
 @router.get("", summary="List files")
@@ -130,14 +184,31 @@ def delete_file(file_id: str, caller: CallerDep, database: DatabaseDep, settings
 @router.get(
     "/{file_id}/content",
     summary="Retrieve file content",
-    response_class=FileResponse,
+    response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The bytes."}},
 )
 def retrieve_content(
-    file_id: str, caller: CallerDep, database: DatabaseDep, settings: SettingsDep
-) -> FileResponse:
-    """The bytes as they were uploaded."""
+    file_id: str,
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    encoding: Annotated[
+        Literal["base64"] | None,
+        Query(description="`base64`: as text, which is how OpenAI sends result files."),
+    ] = None,
+) -> Response:
+    """The bytes of a file."""
     with database.read() as session:
         file = files.get(session, file_id, org_id=caller.org_id)
+    if not file.sha256:
+        raise ApiError(404, "file_not_ready", f"The bytes of '{file_id}' have not come.", param="file_id")
     path = blobs.path_of(settings.blobs_dir, caller.org_id, file.sha256)
+    if encoding == "base64":
+        return StreamingResponse(_read_base64(path), media_type="text/plain")
     return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+
+
+def _read_base64(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as source:
+        while chunk := source.read(_BASE64_CHUNK_BYTES):
+            yield base64.b64encode(chunk)

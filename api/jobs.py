@@ -1,38 +1,33 @@
 """/v1/fine_tuning/jobs: training."""
 
 import secrets
-from pathlib import Path
+import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from api import render
 from api.auth import CallerDep
-from api.deps import After, DatabaseDep, IdempotencyKey, SettingsDep, answer_once
+from api.deps import METADATA_FILTER, After, DatabaseDep, Limit
+from api.disconnect import unless_disconnected
 from api.errors import ApiError
-from api.schemas import CheckpointList, CreateJob, EventList, JobList, JobObject, JobStatus
-from db import checkpoints, events, jobs
+from api.once import OnceDep
+from api.schemas import CreateJob, JobList, JobObject, JobStatus
+from api.watch import WatchDep
+from db import events, job_queries, jobs
 from db.errors import NotFound
 from db.jobs import NewJob
+from db.states import JOB_TERMINAL
 from trainers.specs import SPEC_VERSION, Resources, parse_method, resolve
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
 
-_LOG_MAX_BYTES = 1024 * 1024
-Limit = Annotated[int, Query(ge=1, le=1000, description="Objects of a page.")]
-
 
 @router.post("", summary="Create fine-tuning job")
-def create_job(
-    body: CreateJob,
-    caller: CallerDep,
-    database: DatabaseDep,
-    background: BackgroundTasks,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> JobObject:
+def create_job(body: CreateJob, caller: CallerDep, once: OnceDep, background: BackgroundTasks) -> JobObject:
     """Start a job. It waits for its files to be checked, then for a free device."""
     new = _new_job(body)
 
@@ -41,22 +36,13 @@ def create_job(
             job = jobs.create(session, new, org_id=caller.org_id)
         except NotFound as error:
             raise _with_param(error, new) from error
-        position = jobs.queue_position(session, job.id)
-        return render.job_object(job, queue_position=position).model_dump(mode="json")
-
-    answer, replayed = answer_once(
-        database,
-        make,
-        org_id=caller.org_id,
-        key=idempotency_key,
-        request=("POST /v1/fine_tuning/jobs", body.model_dump(mode="json", exclude_unset=True)),
-    )
-    if replayed:
-        response.headers["idempotency-replayed"] = "true"
-    else:
         background.add_task(ring, "train")
         background.add_task(ring, "cpu")
-    return JobObject.model_validate(answer)
+        position = job_queries.queue_position(session, job.id)
+        return render.job_object(job, queue_position=position).model_dump(mode="json")
+
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    return JobObject.model_validate(once.answer(make, request=("POST /v1/fine_tuning/jobs", asked)))
 
 
 def _new_job(body: CreateJob) -> NewJob:
@@ -95,22 +81,59 @@ def list_jobs(
     after: After = None,
     limit: Limit = 20,
     status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
+    method: Annotated[str | None, Query(description="Only jobs with this method type.")] = None,
+    metadata: Annotated[
+        Literal["null"] | None,
+        Query(description="`null`: only jobs without metadata. `metadata[key]=value`: only those with it."),
+    ] = None,
 ) -> JobList:
     """Your jobs, newest first."""
-    for name in request.query_params:
-        if name.startswith("metadata"):  # to ignore a filter is to answer another question
-            raise ApiError(400, "unsupported_parameter", "Jobs cannot be filtered by metadata.", param=name)
+    pairs = {
+        found[1]: value
+        for name, value in request.query_params.items()
+        if (found := METADATA_FILTER.fullmatch(name))
+    }
     with database.read() as session:
-        page = jobs.list_page(session, org_id=caller.org_id, status=status, after=after, limit=limit)
+        page = job_queries.list_page(
+            session,
+            org_id=caller.org_id,
+            after=after,
+            limit=limit,
+            status=status,
+            method=method,
+            metadata=pairs,
+            without_metadata=metadata is not None,
+        )
     return JobList(data=[render.job_object(job) for job in page.rows], has_more=page.has_more)
 
 
 @router.get("/{job_id}", summary="Retrieve fine-tuning job")
-def retrieve_job(job_id: str, caller: CallerDep, database: DatabaseDep) -> JobObject:
+async def retrieve_job(
+    job_id: str,
+    request: Request,
+    caller: CallerDep,
+    database: DatabaseDep,
+    watch: WatchDep,
+    wait: Annotated[
+        float, Query(ge=0, le=60, description="Seconds to wait for another status, if the job is not over.")
+    ] = 0.0,
+) -> JobObject:
     """A job and how far it is."""
-    with database.read() as session:
-        job = jobs.get(session, job_id, org_id=caller.org_id)
-        return render.job_object(job, queue_position=jobs.queue_position(session, job.id))
+
+    def look() -> tuple[JobObject, int]:
+        with database.read() as session:
+            # Read before the job: a change in between is waited for as news, rather than missed.
+            seq = events.latest(session, {job_id}).get(job_id, 0)
+            job = jobs.get(session, job_id, org_id=caller.org_id)
+            return render.job_object(job, queue_position=job_queries.queue_position(session, job.id)), seq
+
+    found, seq = await run_in_threadpool(look)
+    before, give_up_at, going_on = found.status, time.monotonic() + wait, wait > 0
+    while going_on and found.status == before and before not in JOB_TERMINAL:
+        left_s = give_up_at - time.monotonic()
+        going_on = await unless_disconnected(request, watch.news(job_id, after_seq=seq, timeout_s=left_s))
+        found, seq = await run_in_threadpool(look)
+    return found
 
 
 @router.post("/{job_id}/cancel", summary="Cancel fine-tuning job")
@@ -121,95 +144,21 @@ def cancel_job(job_id: str, caller: CallerDep, database: DatabaseDep) -> JobObje
         return render.job_object(job)
 
 
-@router.get("/{job_id}/events", summary="List fine-tuning events")
-def list_events(
-    job_id: str,
-    caller: CallerDep,
-    database: DatabaseDep,
-    after: After = None,
-    limit: Limit = 20,
-    order: Literal["asc", "desc"] = "desc",
-) -> EventList:
-    """What happened to a job, newest first."""
-    with database.read() as session:
-        job = jobs.get(session, job_id, org_id=caller.org_id)
-        page = events.list_page(
-            session,
-            org_id=caller.org_id,
-            job_id=job.id,
-            after=after,
-            limit=limit,
-            descending=order == "desc",
-        )
-    return EventList(data=[render.event_object(event) for event in page.rows], has_more=page.has_more)
+@router.post("/{job_id}/pause", summary="Pause fine-tuning job")
+def pause_job(job_id: str, caller: CallerDep, database: DatabaseDep) -> JobObject:
+    """Pause a job. One that runs keeps its status until its worker has saved a checkpoint and stopped."""
+    with database.write() as session:
+        job = jobs.request_pause(session, job_id, org_id=caller.org_id)
+        return render.job_object(job)
 
 
-@router.get("/{job_id}/checkpoints", summary="List fine-tuning checkpoints")
-def list_checkpoints(
-    job_id: str, caller: CallerDep, database: DatabaseDep, after: After = None, limit: Limit = 10
-) -> CheckpointList:
-    """The saved states of a job, newest first."""
-    with database.read() as session:
-        job = jobs.get(session, job_id, org_id=caller.org_id)
-        page = checkpoints.list_page(session, org_id=caller.org_id, job_id=job.id, after=after, limit=limit)
-    objects = [render.checkpoint_object(row, job, org_name=caller.org_name) for row in page.rows]
-    return CheckpointList.model_validate(render.page(objects, has_more=page.has_more))
-
-
-@router.get(
-    "/{job_id}/logs",
-    summary="Read fine-tuning log",
-    response_class=Response,
-    responses={
-        200: {
-            "content": {"text/plain": {}},
-            "description": "Text of the log.",
-            "headers": {
-                "x-next-offset": {"schema": {"type": "integer"}, "description": "Ask from here next."},
-                "x-attempt": {"schema": {"type": "integer"}, "description": "The attempt that wrote it."},
-            },
-        }
-    },
-)
-def read_log(
-    job_id: str,
-    caller: CallerDep,
-    database: DatabaseDep,
-    settings: SettingsDep,
-    offset: Annotated[int, Query(ge=0, le=2**50, description="Byte to start from.")] = 0,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31, description="The newest when absent.")] = None,
-) -> Response:
-    """What the trainer printed, at most 1 MiB an answer. Empty while there is nothing new."""
-    with database.read() as session:
-        job = jobs.get(session, job_id, org_id=caller.org_id)
-    number = attempt or _newest_attempt(settings.runs_dir / job.id)
-    text = _read_log(settings.runs_dir / job.id / str(number) / "log.txt", offset_bytes=offset)
-    headers = {"x-next-offset": str(offset + len(text)), "x-attempt": str(number)}
-    return Response(text, media_type="text/plain", headers=headers)
-
-
-def _newest_attempt(job_dir: Path) -> int:
-    if not job_dir.is_dir():
-        return 0
-    return max((int(entry.name) for entry in job_dir.iterdir() if entry.name.isdecimal()), default=0)
-
-
-def _read_log(path: Path, *, offset_bytes: int) -> bytes:
-    if not path.is_file():
-        return b""
-    with path.open("rb") as log:
-        log.seek(offset_bytes)
-        text = log.read(_LOG_MAX_BYTES)
-    return _whole_characters(text)
-
-
-def _whole_characters(text: bytes) -> bytes:
-    """`text` without a UTF-8 character that is cut off at its end."""
-    for size in range(1, min(3, len(text)) + 1):
-        byte = text[-size]
-        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
-            needed = 2 + (byte >= 0xE0) + (byte >= 0xF0)
-            return text[:-size] if needed > size else text
-        if byte < 0x80:
-            return text
-    return text
+@router.post("/{job_id}/resume", summary="Resume fine-tuning job")
+def resume_job(
+    job_id: str, caller: CallerDep, database: DatabaseDep, background: BackgroundTasks
+) -> JobObject:
+    """Queue a paused job again. It goes on from its last checkpoint."""
+    with database.write() as session:
+        job = jobs.resume(session, job_id, org_id=caller.org_id)
+        position = job_queries.queue_position(session, job.id)
+    background.add_task(ring, "train")
+    return render.job_object(job, queue_position=position)

@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from api import chat, deployments, errors, files, health, jobs, models
+from api import artifacts, chat, deployments, errors, files, health, history, jobs, models, stream, watch
 from api.auth import authenticate
+from api.deps import refuse_unknown_query
 from api.middleware import RequestFrame
 from api.schemas import ErrorBody
 from api.settings import ApiSettings
@@ -40,8 +41,10 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes)
     errors.install(app)
     # One place decides that everything below /v1 needs a key.
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)], responses=_ERRORS)
-    for resource in (files, jobs, models, deployments, chat):
+    v1 = APIRouter(
+        prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
+    )
+    for resource in (files, jobs, history, stream, artifacts, models, deployments, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)
@@ -55,7 +58,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise ValueError(f"RESIDENCY_KEY_PEPPER must have at least {_PEPPER_MIN_CHARS} characters")
     settings.home_dir.mkdir(parents=True, exist_ok=True)
     await run_in_threadpool(upgrade, app.state.database)
-    async with chat.new_client() as app.state.engines:
+    async with (
+        chat.new_client() as app.state.engines,
+        watch.watching(app.state.database) as app.state.watch,
+    ):
         yield
     if app.state.owns_database:
         app.state.database.dispose()

@@ -8,8 +8,9 @@ from api.auth import AdminDep, CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
 from api.schemas import Deleted, ImportModel, ModelList, ModelObject
-from db import registry
-from db.errors import Conflict
+from api.sources import check_hub
+from db import registry, sources
+from db.errors import Conflict, NotFound
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/models", tags=["Models"])
@@ -32,12 +33,17 @@ def import_model(
     settings: SettingsDep,
     background: BackgroundTasks,
 ) -> ModelObject:
-    """Import a base model from the worker's disk (admins). Watch `status`."""
+    """Import a model, or an adapter for one, from the worker's disk or a hub (admins). Watch `status`."""
     if not settings.import_enabled:
         raise ApiError(403, "insufficient_permissions", "Imports are switched off here.")
+    source = str(check_hub(body.source, settings)) if sources.is_hub(body.source) else body.source
     try:
         with database.write() as session:
-            model = registry.start_import(session, org_id=caller.org_id, model_id=body.id, source=body.source)
+            model = registry.start_import(
+                session, org_id=caller.org_id, model_id=body.id, source=source, base_id=body.base
+            )
+    except NotFound as error:
+        raise ApiError(404, "model_not_found", f"The base: {error}", param="base") from error
     except IntegrityError as error:  # another request imports it since a moment ago
         message = f"There is a model with the id '{body.id}' already."
         raise Conflict("model_exists", message, param="id") from error

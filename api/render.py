@@ -1,6 +1,5 @@
 """Rows as the objects that clients read."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,12 +31,14 @@ def file_object(file: File) -> FileObject:
             "id": file.id,
             "bytes": file.bytes,
             "created_at": int(file.created_at),
+            "expires_at": None if file.expires_at is None else int(file.expires_at),
             "filename": file.filename,
             "purpose": file.purpose,
             "status": file.status,
             "status_details": file.status_details,
             "sha256": file.sha256,
             "rows": file.rows,
+            "source": file.source,
         }
     )
 
@@ -58,6 +59,7 @@ def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
             "status": job.status,
             "training_file": job.training_file,
             "validation_file": job.validation_file,
+            "result_files": job.result_files or [],
             "trained_tokens": job.trained_tokens if job.finished_at is not None else None,
             "seed": job.seed,
             "hyperparameters": hyperparameters if job.method == "supervised" else None,
@@ -75,8 +77,11 @@ def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
 
 
 def _estimated_finish(job: Job) -> int | None:
-    eta_s = (job.progress or {}).get("eta_seconds")
-    return int(time.time() + eta_s) if job.status == "running" and eta_s is not None else None
+    progress = job.progress or {}
+    eta_s = progress.get("eta_seconds")
+    if job.status != "running" or eta_s is None:
+        return None
+    return int(progress["updated_at"] + eta_s)
 
 
 def event_object(event: Event) -> EventObject:
@@ -93,17 +98,14 @@ def event_object(event: Event) -> EventObject:
     )
 
 
-def checkpoint_object(checkpoint: Checkpoint, job: Job, *, org_name: str) -> CheckpointObject:
-    """A checkpoint of `job`."""
+def checkpoint_object(checkpoint: Checkpoint) -> CheckpointObject:
+    """A checkpoint."""
     known = dict.fromkeys(_CHECKPOINT_METRICS) | checkpoint.metrics
-    # The fine-tuned model has no name before the job is over, and a checkpoint's name must not change.
-    base = job.model_id.split(":")[1] if job.model_id.startswith("ft:") else job.model_id.replace("/", "--")
-    name = f"ft:{base}:{org_name}:{job.suffix or ''}:{job.id[-8:]}:ckpt-step-{checkpoint.step}"
     return CheckpointObject(
         id=checkpoint.id,
         created_at=int(checkpoint.created_at),
         fine_tuning_job_id=checkpoint.job_id,
-        fine_tuned_model_checkpoint=name,
+        fine_tuned_model_checkpoint=checkpoint.name,
         step_number=checkpoint.step,
         metrics={"step": checkpoint.step, **known},
     )

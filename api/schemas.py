@@ -9,7 +9,7 @@ from trainers.specs import Resources
 _MAX_DEPTH = 64
 
 FileStatus = Literal["uploaded", "processed", "error"]
-JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -111,8 +111,25 @@ class ImportModel(Body):
         ),
     ] = Field(description="Name under which the model will be known.", examples=["org/model"])
     source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
-        description="A folder with safetensors or a GGUF file, as a path on the worker's machine."
+        description="A folder with safetensors or a GGUF file, as a path on the worker's machine, "
+        "or `hf://organisation/name@revision` where hubs are allowed."
     )
+    base: Id | None = Field(
+        default=None, description="The source is a LoRA adapter: id of the model to merge it into."
+    )
+
+
+class ImportFile(Body):
+    """Training data to be fetched from a hub."""
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description="`hf://organisation/name@revision`; the revision may be left out."
+    )
+    config: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        default=None, description="Which part of the data set, where it has several."
+    )
+    split: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,63}$")] = "train"
+    purpose: Literal["fine-tune"] = "fine-tune"
 
 
 class CreateDeployment(Body):
@@ -156,13 +173,14 @@ class FileObject(BaseModel):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None = None
+    expires_at: int | None = Field(description="When the file will be deleted.")
     filename: str
     purpose: str
     status: FileStatus = Field(description="`uploaded` until the rows are checked.")
     status_details: str | None = Field(description="The first thing that is wrong with the file.")
-    sha256: str
+    sha256: str = Field(description="Empty until the bytes of an imported file have come.")
     rows: int | None = Field(description="Rows of a checked training file.")
+    source: str | None = Field(description="Where an imported file comes from.")
 
 
 class Deleted(BaseModel):
@@ -195,7 +213,7 @@ class JobObject(BaseModel):
     status: JobStatus
     training_file: str
     validation_file: str | None
-    result_files: list[str] = []
+    result_files: list[str] = Field(description="CSV of the metrics of every step, once training is over.")
     trained_tokens: int | None = Field(description="Once the job is over.")
     seed: int
     hyperparameters: dict[str, Any] | None = Field(
@@ -242,6 +260,17 @@ class CheckpointObject(BaseModel):
     metrics: dict[str, Any]
 
 
+class ArtifactObject(BaseModel):
+    """A file that training left."""
+
+    id: str = Field(description="The name; it may hold slashes.")
+    object: Literal["fine_tuning.job.artifact"] = "fine_tuning.job.artifact"
+    name: str
+    bytes: int
+    kind: Literal["adapter", "checkpoint", "tokenizer", "metrics", "tensorboard", "spec", "log"]
+    created_at: int
+
+
 class ModelObject(BaseModel):
     """A model that can be trained on or deployed. The keys after `owned_by` are additions of this service."""
 
@@ -250,7 +279,7 @@ class ModelObject(BaseModel):
     created: int
     owned_by: str
     status: Literal["importing", "ready", "failed"]
-    kind: Literal["base", "merged"]
+    kind: Literal["base", "merged", "checkpoint"]
     parent: str | None = Field(description="The model it was trained on.")
     root: str = Field(description="The base model at the start of its lineage.")
     digest: str | None = Field(description="sha256 over the files of the model.")
@@ -306,6 +335,14 @@ class CheckpointList(BaseModel):
     data: list[CheckpointObject]
     first_id: str | None
     last_id: str | None
+    has_more: bool
+
+
+class ArtifactList(BaseModel):
+    """All artifacts of a job."""
+
+    object: Literal["list"] = "list"
+    data: list[ArtifactObject]
     has_more: bool
 
 

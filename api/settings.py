@@ -13,6 +13,7 @@ class ApiSettings(DatabaseSettings):
     max_upload_bytes: int = Field(default=512 * _MIB, ge=1, description="Largest file that may be uploaded.")
     max_body_bytes: int = Field(default=16 * _MIB, ge=1024, description="Largest body of any other request.")
     import_enabled: bool = Field(default=True, description="Whether admins may import base models.")
+    hub: bool = Field(default=False, description="Whether models and data may come from a hub.")
     auto_deploy: bool = Field(default=False, description="Whether chatting with a model deploys it.")
     chat_hold_s: float = Field(
         default=60.0, ge=0, description="How long a chat request waits for its engine to become ready."

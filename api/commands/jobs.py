@@ -1,4 +1,4 @@
-"""`residency jobs`: submit fine-tuning jobs, watch and cancel them."""
+"""`residency jobs`: submit fine-tuning jobs, watch, pause and cancel them."""
 
 import json
 from typing import Annotated, Any
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from api.client import connect, locate
+from api.commands.artifacts import artifacts, download
 from api.commands.follow import follow_job, follow_log, print_event, read_events, read_log
 from api.commands.output import (
     AsJson,
@@ -17,7 +18,9 @@ from api.commands.output import (
     print_table,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Submit fine-tuning jobs, watch and cancel them.")
+app = typer.Typer(no_args_is_help=True, help="Submit fine-tuning jobs, watch, pause and cancel them.")
+app.command()(artifacts)
+app.command()(download)
 JobId = Annotated[str, typer.Argument(metavar="ID")]
 
 
@@ -145,6 +148,21 @@ def cancel(job_id: JobId) -> None:
     job = connect().post(locate("fine_tuning", "jobs", job_id, "cancel"))
     ending = "" if job["status"] == "cancelled" else " (it ends as soon as its worker has heard)"
     out.print(f"{job['id']}  {job['status']}{ending}")
+
+
+@app.command()
+def pause(job_id: JobId) -> None:
+    """Ask for a pause: the job saves a checkpoint and gives its device back."""
+    job = connect().post(locate("fine_tuning", "jobs", job_id, "pause"))
+    ending = "" if job["status"] == "paused" else " (it pauses as soon as its worker has saved a checkpoint)"
+    out.print(f"{job['id']}  {job['status']}{ending}")
+
+
+@app.command()
+def resume(job_id: JobId) -> None:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    job = connect().post(locate("fine_tuning", "jobs", job_id, "resume"))
+    out.print(f"{job['id']}  {job['status']}")
 
 
 def _parse_param(text: str) -> tuple[str, Any]:

@@ -23,18 +23,26 @@ app = typer.Typer(no_args_is_help=True, help="Import, list and delete models.")
 
 @app.command("import")
 def import_model(
-    path: Annotated[
-        Path, typer.Argument(help="A model folder or a GGUF file, on the server's machine.", metavar="PATH")
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder or a GGUF file on the server's machine, or hf://organisation/name@revision.",
+            metavar="SOURCE",
+        ),
     ],
     *,
     model_id: Annotated[str, typer.Option("--id", help="What the model will be called.")],
+    base: Annotated[
+        str | None, typer.Option(help="SOURCE is a LoRA adapter: the model to merge it into.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a base model and wait until it can be used."""
+    """Import a model, or merge an adapter, and wait until it can be used."""
     client = connect()
-    source = path.expanduser().absolute()
-    client.post("/v1/models/import", id=model_id, source=str(source))
-    with errors.status(f"Importing {model_id} from {source.name}"):
+    if not source.startswith("hf://"):
+        source = str(Path(source).expanduser().absolute())
+    client.post("/v1/models/import", id=model_id, source=source, base=base)
+    with errors.status(f"Importing {model_id} from {source.rpartition('/')[2]}"):
         model = poll(
             lambda: client.get(locate("models", model_id)),
             until=lambda model: model["status"] in ("ready", "failed"),

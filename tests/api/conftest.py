@@ -98,7 +98,9 @@ class World:
         """An uploaded file."""
         with BlobWriter(self.settings.blobs_dir, org_id) as writer:
             writer.write(ROWS)
-            file = files.create(self.database, writer, org_id=org_id, filename="rows.jsonl", purpose=purpose)
+            writer.sync()
+            with self.database.write() as session:
+                file = files.create(session, writer, org_id=org_id, filename="rows.jsonl", purpose=purpose)
         if checked and purpose == "fine-tune":
             self.check_file(file.id)
         return file.id

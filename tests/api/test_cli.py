@@ -131,6 +131,15 @@ def test_import_waits_and_reports(peer: Peer, tmp_path: Path, monkeypatch: pytes
         assert said in result.stdout
 
 
+def test_import_of_an_adapter_from_a_hub(peer: Peer) -> None:
+    peer.answers("POST /v1/models/import", MODEL)
+    peer.answers("GET /v1/models/org%2Fm", MODEL | {"status": "ready"})
+    result = run("models", "import", "hf://org/adapter@v1", "--id", "org/m", "--base", "org/base")
+    assert result.exit_code == 0
+    expected = {"id": "org/m", "source": "hf://org/adapter@v1", "base": "org/base"}
+    assert peer.requests[0].json() == expected
+
+
 def test_import_that_fails(peer: Peer) -> None:
     failed = MODEL | {
         "status": "failed",

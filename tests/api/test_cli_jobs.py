@@ -151,6 +151,15 @@ def test_show_and_cancel(peer: Peer) -> None:
     assert run("jobs", "cancel", "ftjob-1").stdout.startswith("ftjob-1  running")
 
 
+def test_pause_and_resume(peer: Peer) -> None:
+    peer.answers("POST /v1/fine_tuning/jobs/ftjob-1/pause", JOB)
+    assert run("jobs", "pause", "ftjob-1").stdout.startswith("ftjob-1  running (it pauses as soon as")
+    peer.answers("POST /v1/fine_tuning/jobs/ftjob-1/pause", JOB | {"status": "paused"})
+    assert run("jobs", "pause", "ftjob-1").stdout == "ftjob-1  paused\n"
+    peer.answers("POST /v1/fine_tuning/jobs/ftjob-1/resume", JOB | {"status": "queued"})
+    assert run("jobs", "resume", "ftjob-1").stdout == "ftjob-1  queued\n"
+
+
 # --- deployments and chat -----------------------------------------------------------------------------------
 
 

@@ -83,9 +83,9 @@ def test_any_cut_of_the_stream_gives_the_same_file(client, size):
         (form(("purpose", None, b"mischief"), ("file", "a", b"x")), "invalid_value", "purpose"),
         (form(("purpose", None, b"\xff\x00"), ("file", "a", b"x")), "invalid_value", "purpose"),
         (
-            form(("purpose", None, b"batch"), ("expires_after[seconds]", None, b"1")),
-            "unknown_parameter",
-            None,
+            form(("purpose", None, b"batch"), ("file", "a", b"x"), ("expires_after[seconds]", None, b"3600")),
+            "invalid_value",
+            "expires_after[anchor]",
         ),
         (form(("file", "a", b"x"), ("file", "b", b"y")), "invalid_form", "file"),
         (form(("other", "a", b"x")), "unknown_parameter", "other"),

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
-from db.models import Event, Job, Task
+from db.models import Event, File, IdempotentRequest, Job, Task
 
 JOBS = "/v1/fine_tuning/jobs"
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
@@ -89,3 +89,66 @@ def test_without_a_key_every_request_is_a_job(client, world, body):
 def test_impossible_keys(client, body, key):
     answer = client.post(JOBS, json=body, headers={"idempotency-key": key})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+
+
+# The official clients send no key; what they send again carries the number of the try.
+AGAIN = {"x-stainless-retry-count": "1"}
+
+
+@on_both
+def test_a_blind_retry_gets_the_job_that_its_first_try_made(client, world, body):
+    first = client.post(JOBS, json=body, headers={"x-stainless-retry-count": "0"})
+    again = client.post(JOBS, json=body, headers=AGAIN)
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert count(world, Job) == 1
+
+
+def test_a_retry_whose_first_try_never_arrived_makes_the_job(client, world, body):
+    assert client.post(JOBS, json=body, headers=AGAIN).status_code == 200
+    assert count(world, Job) == 1
+
+
+def test_a_retry_repeats_the_newest_of_equal_requests(client, body):
+    for _ in range(2):
+        newest = client.post(JOBS, json=body).json()["id"]
+    assert client.post(JOBS, json=body, headers=AGAIN).json()["id"] == newest
+
+
+def test_other_bodies_keys_and_times_are_other_jobs(client, world, body, as_admin):
+    client.post(JOBS, json=body)
+    client.post(JOBS, json=body | {"seed": 1}, headers=AGAIN)
+    client.post(JOBS, json=body, headers=AGAIN | as_admin)
+    assert count(world, Job) == 3
+    with world.database.write() as session:
+        session.execute(update(IdempotentRequest).values(created_at=IdempotentRequest.created_at - 601))
+    client.post(JOBS, json=body, headers=AGAIN)
+    assert count(world, Job) == 4
+
+
+@on_both
+def test_a_retry_beside_its_first_try_waits_for_it(server, world, body):
+    """The client gave up waiting, the server did not."""
+    headers = {"authorization": f"Bearer {world.user}"}
+    with httpx.Client(base_url=server, headers=headers, timeout=30, trust_env=False) as client:
+        client.post(JOBS, json=body)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: client.post(JOBS, json=body, headers=AGAIN), range(8)))
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert count(world, Job) == 1
+
+
+@pytest.mark.parametrize("headers", [{"idempotency-key": "k"}, AGAIN])
+def test_an_upload_sent_again_is_one_file(client, world, headers):
+    for _ in range(2):
+        answer = client.post(
+            "/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"{}")}, headers=headers
+        )
+        assert answer.status_code == 200
+    assert answer.headers["idempotency-replayed"] == "true"
+    assert count(world, File) == 1
+    other = client.post(
+        "/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"[]")}, headers=headers
+    )
+    assert other.status_code == (400 if "idempotency-key" in headers else 200)

@@ -81,6 +81,63 @@ def test_ids_that_are_refused(client, as_admin, model_id):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "id")
 
 
+def test_a_failed_import_says_why_to_chats_and_jobs(client, world, as_admin):
+    client.post(f"{MODELS}/import", json={"id": "base", "source": "/models/base"}, headers=as_admin)
+    lease = world.claim("cpu")
+    with tasks.fenced(world.database, lease) as session:
+        tasks.finish(session, lease, outcome="failed")
+        registry.fail_import(session, int(lease.subject_id), code="no_safetensors", message="No weights.")
+    chat = {"model": "base", "messages": [{"role": "user", "content": "Hi"}]}
+    job = {"model": "base", "training_file": world.file(purpose="batch")}
+    for path, body in (
+        ("/v1/chat/completions", chat),
+        ("/v1/fine_tuning/jobs", job),
+        ("/v1/deployments", {"model": "base"}),
+    ):
+        answer = client.post(path, json=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "model_not_ready", "model"), path
+        assert error["message"] == "The import of 'base' failed: No weights. (no_safetensors)"
+
+
+def test_an_adapter_becomes_a_model_of_its_organisation(client, world, as_admin, as_stranger):
+    world.base_model()
+    body = {"id": "tuned", "source": "/models/adapter", "base": "org/base"}
+    created = client.post(f"{MODELS}/import", json=body, headers=as_admin).json()
+    expected = {
+        "id": "tuned",
+        "status": "importing",
+        "kind": "merged",
+        "parent": "org/base",
+        "root": "org/base",
+    }
+    assert created.items() >= expected.items()
+    assert client.get(f"{MODELS}/tuned", headers=as_stranger).status_code == 404
+    # A public model of that name would stand beside it.
+    body = {"id": "tuned", "source": "/models/x"}
+    answer = client.post(f"{MODELS}/import", json=body, headers=as_stranger)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_exists")
+    unready = {"id": "other", "source": "/models/adapter", "base": "tuned"}
+    answer = client.post(f"{MODELS}/import", json=unready, headers=as_admin)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_ready")
+    for headers in (as_admin, as_stranger):
+        body = {"id": "other", "source": "/models/adapter", "base": "nowhere"}
+        answer = client.post(f"{MODELS}/import", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "base")
+
+
+def test_hubs_are_off_unless_they_are_on(client, settings, as_admin):
+    body = {"id": "a", "source": "hf://org/name@v1"}
+    answer = client.post(f"{MODELS}/import", json=body, headers=as_admin)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "hub_disabled")
+    settings.hub = True
+    created = client.post(f"{MODELS}/import", json=body, headers=as_admin)
+    assert created.json()["source"] == "hf://org/name@v1"
+    answer = client.post(f"{MODELS}/import", json={"id": "b", "source": "hf:///etc"}, headers=as_admin)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", "source")
+
+
 def test_imports_can_be_switched_off(client, settings, as_admin):
     settings.import_enabled = False
     answer = client.post(f"{MODELS}/import", json={"id": "a", "source": "/s"}, headers=as_admin)

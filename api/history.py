@@ -1,0 +1,105 @@
+"""/v1/fine_tuning/jobs/{id}/…: what a job did: events, checkpoints, log."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
+
+from api import render
+from api.auth import CallerDep
+from api.deps import After, DatabaseDep, Limit, SettingsDep
+from api.run_files import newest_attempt
+from api.schemas import CheckpointList, EventList
+from db import checkpoints, events, jobs
+
+router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
+
+_LOG_MAX_BYTES = 1024 * 1024
+
+
+@router.get("/events", summary="List fine-tuning events")
+def list_events(
+    job_id: str,
+    caller: CallerDep,
+    database: DatabaseDep,
+    after: After = None,
+    limit: Limit = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> EventList:
+    """What happened to a job, newest first."""
+    with database.read() as session:
+        job = jobs.get(session, job_id, org_id=caller.org_id)
+        page = events.list_page(
+            session,
+            org_id=caller.org_id,
+            job_id=job.id,
+            after=after,
+            limit=limit,
+            descending=order == "desc",
+        )
+    return EventList(data=[render.event_object(event) for event in page.rows], has_more=page.has_more)
+
+
+@router.get("/checkpoints", summary="List fine-tuning checkpoints")
+def list_checkpoints(
+    job_id: str, caller: CallerDep, database: DatabaseDep, after: After = None, limit: Limit = 10
+) -> CheckpointList:
+    """The saved states of a job, newest first."""
+    with database.read() as session:
+        job = jobs.get(session, job_id, org_id=caller.org_id)
+        page = checkpoints.list_page(session, org_id=caller.org_id, job_id=job.id, after=after, limit=limit)
+    objects = [render.checkpoint_object(row) for row in page.rows]
+    return CheckpointList.model_validate(render.page(objects, has_more=page.has_more))
+
+
+@router.get(
+    "/logs",
+    summary="Read fine-tuning log",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"text/plain": {}},
+            "description": "Text of the log.",
+            "headers": {
+                "x-next-offset": {"schema": {"type": "integer"}, "description": "Ask from here next."},
+                "x-attempt": {"schema": {"type": "integer"}, "description": "The attempt that wrote it."},
+            },
+        }
+    },
+)
+def read_log(
+    job_id: str,
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    offset: Annotated[int, Query(ge=0, le=2**50, description="Byte to start from.")] = 0,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31, description="The newest when absent.")] = None,
+) -> Response:
+    """What the trainer printed, at most 1 MiB an answer. Empty while there is nothing new."""
+    with database.read() as session:
+        job = jobs.get(session, job_id, org_id=caller.org_id)
+    number = attempt or newest_attempt(settings.runs_dir / job.id)
+    text = _read_log(settings.runs_dir / job.id / str(number) / "log.txt", offset_bytes=offset)
+    headers = {"x-next-offset": str(offset + len(text)), "x-attempt": str(number)}
+    return Response(text, media_type="text/plain", headers=headers)
+
+
+def _read_log(path: Path, *, offset_bytes: int) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as log:
+        log.seek(offset_bytes)
+        text = log.read(_LOG_MAX_BYTES)
+    return _whole_characters(text)
+
+
+def _whole_characters(text: bytes) -> bytes:
+    """`text` without a UTF-8 character that is cut off at its end."""
+    for size in range(1, min(3, len(text)) + 1):
+        byte = text[-size]
+        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
+            needed = 2 + (byte >= 0xE0) + (byte >= 0xF0)
+            return text[:-size] if needed > size else text
+        if byte < 0x80:
+            return text
+    return text

@@ -1,0 +1,74 @@
+"""The files of a run, under the names that users of training scripts know. Nothing here speaks HTTP."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/(.+)")
+_MANIFEST = "MANIFEST.json"  # a checkpoint is complete when it has one
+_LOGS = {"log.txt": "logs/train.log", "merge.log": "logs/merge.log"}
+_METRICS = ("trainer_state.json", "train_results.json", "eval_results.json")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A file of a run; `name` is what clients call it, `stat` how it was when it was found."""
+
+    name: str
+    kind: str
+    path: str
+    stat: os.stat_result
+
+
+def newest_attempt(job_dir: Path) -> int:
+    """The number of the newest attempt that has a folder; 0 when none has."""
+    if not job_dir.is_dir():
+        return 0
+    return max((int(entry.name) for entry in job_dir.iterdir() if entry.name.isdecimal()), default=0)
+
+
+def list_run_files(run_dir: Path) -> list[RunFile]:
+    """What clients may have of an attempt's folder, by name. Empty when there is no such folder."""
+    there = dict(_walk(run_dir, ""))
+    found = []
+    for place, entry in there.items():
+        known_as = _name(place, there)
+        if known_as is not None:
+            try:
+                stat = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found.append(RunFile(*known_as, path=entry.path, stat=stat))
+    return sorted(found, key=lambda file: file.name)
+
+
+def _walk(folder: Path | str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Regular files below `folder`. Links are not followed: they could lead out of it."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return  # no run yet, or a checkpoint that makes room for a newer one at this moment
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+        elif entry.is_file(follow_symlinks=False):
+            yield prefix + entry.name, entry
+
+
+def _name(place: str, there: dict[str, os.DirEntry[str]]) -> tuple[str, str] | None:
+    """The name and kind of the file at `place` in the folder; None for what is not to be had."""
+    if place in _LOGS:
+        return _LOGS[place], "log"
+    if checkpoint := _CHECKPOINT.fullmatch(place):
+        step, rest = checkpoint.groups()
+        complete = f"checkpoints/step-{step}/{_MANIFEST}" in there
+        return (f"checkpoint-{step}/{rest}", "checkpoint") if complete else None
+    folder, _, rest = place.partition("/")
+    if folder == "tensorboard" and rest:
+        return f"runs/{rest}", "tensorboard"
+    if folder == "output" and rest:
+        kind = "adapter" if rest.startswith("adapter_") else "metrics" if rest in _METRICS else "tokenizer"
+        return rest, kind
+    return None

@@ -1,0 +1,71 @@
+"""Files that expire, result files as OpenAI sends them."""
+
+import base64
+
+import pytest
+
+from db import files
+from db.blobs import BlobWriter
+
+
+def upload(client, **fields):
+    return client.post("/v1/files", data={"purpose": "batch"} | fields, files={"file": ("a.jsonl", b"{}\n")})
+
+
+@pytest.mark.parametrize("seconds", [3600, 2_592_000])
+def test_a_file_expires_when_it_was_asked_to(client, seconds):
+    made = upload(
+        client, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": str(seconds)}
+    ).json()
+    assert made["expires_at"] == made["created_at"] + seconds
+    assert client.get(f"/v1/files/{made['id']}").json() == made
+    assert upload(client).json()["expires_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "created_at"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "now", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}, "expires_after[seconds]"),
+        (
+            {"expires_after[anchor]": "created_at", "expires_after[seconds]": "2592001"},
+            "expires_after[seconds]",
+        ),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"}, "expires_after[seconds]"),
+        (
+            {"expires_after[anchor]": "created_at", "expires_after[seconds]": "٣٦٠٠"},
+            "expires_after[seconds]",
+        ),
+    ],
+)
+def test_impossible_expiries(client, fields, param):
+    answer = upload(client, **fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert client.get("/v1/files").json()["data"] == []
+
+
+def test_an_unknown_field_comes_with_the_nearest_known_one(client):
+    answer = upload(client, purpos="batch")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "purpos")
+    assert "Did you mean 'purpose'?" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 3 * 256 * 1024, 3 * 256 * 1024 + 1, 2_000_000])
+def test_base64_only_when_asked_for(client, world, settings, size):
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    with BlobWriter(settings.blobs_dir, "org-default") as writer:
+        writer.write(content)
+        writer.sync()
+        with world.database.write() as session:
+            made = files.create(
+                session, writer, org_id="org-default", filename="m.csv", purpose=files.RESULTS_PURPOSE
+            )
+    path = f"/v1/files/{made.id}/content"
+    assert client.get(path).content == content
+    assert base64.b64decode(client.get(f"{path}?encoding=base64").text, validate=True) == content
+    assert client.get(f"{path}?encoding=hex").json()["error"]["param"] == "encoding"
+    assert client.get(f"/v1/files?purpose={files.RESULTS_PURPOSE}").json()["data"][0]["id"] == made.id
+    assert upload(client, purpose=files.RESULTS_PURPOSE).status_code == 400
