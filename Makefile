@@ -3,28 +3,35 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Old and new clients that the contract tests run, each in an environment of its own: one a file of pins.
+CLIENTS := $(patsubst tests/contracts/%.txt,.contracts/%/.installed,$(wildcard tests/contracts/openai-*.txt))
 
 # deepspeed comes as source; nothing of it is compiled ahead of time. It imports torch only for that.
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-long lint bench clean
+.PHONY: help install demo up test test-long lint bench openapi clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 		printf '  make %-10s %s\n' "$$target" "$$text"; done
 
-install: $(STAMP) ## create .venv and install the pinned tree into it
+install: $(STAMP) $(CLIENTS) ## create .venv and install the pinned tree into it; the tests' clients too
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[train,dashboard,dev]'
 	touch $@
 
-demo: install ## train, merge and chat with a small model, start to end
+.contracts/openai-%/.installed: tests/contracts/openai-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --progress-bar off -c $< openai==$*
+	touch $@
+
+demo: $(STAMP) ## train, merge and chat with a small model, start to end
 	$(BIN)/python examples/demo.py
 
-up: install ## start the whole service on this machine
+up: $(STAMP) ## start the whole service on this machine
 	$(BIN)/residency up
 
 test: install ## run the tests
@@ -33,15 +40,18 @@ test: install ## run the tests
 test-long: install ## run the slow tests
 	$(BIN)/pytest -m 'long and not gpu'
 
-lint: install ## check style, formatting, types and import rules
+lint: $(STAMP) ## check style, formatting, types and import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: install ## run every script in benchmarks/
+bench: $(STAMP) ## run every script in benchmarks/
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
 		echo "$(BIN)/python $$script"; $(BIN)/python "$$script"; done
+
+openapi: $(STAMP) ## write docs/openapi.json, the description of the API
+	$(BIN)/python -m api.openapi > docs/openapi.json
 
 clean: ## remove caches and build output; keep .venv
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import BadRequestError, OpenAI
 
 from tests.stack import Stack, wait_for
 
@@ -32,7 +32,6 @@ def tuned(client: OpenAI, chat_file: Path) -> str:
         validation_file=ids[1],
         suffix="main",
         seed=7,
-        metadata={"team": "contracts"},
         method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
     )
     assert job.status in ("validating_files", "queued", "running")
@@ -50,14 +49,6 @@ def tuned(client: OpenAI, chat_file: Path) -> str:
     assert ended.status == "succeeded", ended.error
     assert ended.fine_tuned_model is not None
     assert ended.fine_tuned_model.startswith("ft:tiny:default:main:")
-    assert ended.trained_tokens
-    assert ended.trained_tokens > 0
-    assert ended.seed == 7
-    assert ended.metadata == {"team": "contracts"}
-    assert ended.method is not None
-    assert ended.method.supervised is not None
-    assert ended.method.supervised.hyperparameters is not None
-    assert ended.method.supervised.hyperparameters.n_epochs == 2
     return ended.fine_tuned_model
 
 
@@ -81,7 +72,7 @@ def test_the_result_answers_at_once_whole_and_streamed(client: OpenAI, tuned: st
     assert "".join(parts) == whole.choices[0].message.content
 
 
-def test_events_and_checkpoints_tell_the_story(client: OpenAI, tuned: str) -> None:
+def test_events_tell_the_story(client: OpenAI, tuned: str) -> None:
     job = next(job for job in client.fine_tuning.jobs.list() if job.fine_tuned_model == tuned)
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=5))[::-1]  # several pages
     messages = [event.message for event in events if event.type == "message"]
@@ -100,9 +91,6 @@ def test_events_and_checkpoints_tell_the_story(client: OpenAI, tuned: str) -> No
     held_out = [e.data["full_valid_loss"] for e in metrics if e.data.get("full_valid_loss") is not None]  # type: ignore[index, union-attr]
     assert losses[-1] < losses[0]
     assert held_out[-1] < held_out[0]
-    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
-    assert checkpoints
-    assert checkpoints[0].step_number >= checkpoints[-1].step_number
 
 
 def test_the_tuned_model_differs_from_its_base(client: OpenAI, tuned: str) -> None:
@@ -133,12 +121,6 @@ def test_a_bad_line_is_named_and_fails_the_job(client: OpenAI, tmp_path: Path) -
         client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
 
 
-def test_unknown_models_are_refused_in_openais_words(client: OpenAI) -> None:
-    with pytest.raises(NotFoundError) as refused:
-        client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "hi"}])
-    assert refused.value.code == "model_not_found"
-
-
 def test_cancel_is_seen_within_seconds(client: OpenAI, long_job: str) -> None:
     wait_for(
         lambda: client.fine_tuning.jobs.retrieve(long_job).to_dict().get("progress"),
@@ -151,9 +133,6 @@ def test_cancel_is_seen_within_seconds(client: OpenAI, long_job: str) -> None:
         within_s=30,
         what="the end after a cancel",
     )
-    with pytest.raises(BadRequestError) as twice:
-        client.fine_tuning.jobs.cancel(long_job)
-    assert twice.value.code == "job_not_cancellable"
 
 
 @pytest.fixture

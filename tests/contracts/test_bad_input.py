@@ -1,0 +1,158 @@
+"""Bad input gets a clear answer and loses nothing: what was there before is there after, byte for byte."""
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.stack import Stack, wait_for
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+GOOD = json.dumps(CHAT).encode() + b"\n"
+LONG = {"messages": [{"role": "user", "content": "long " * 200}, {"role": "assistant", "content": "b"}]}
+
+
+@pytest.fixture(scope="module")
+def http(stack: Stack) -> Iterator[httpx.Client]:
+    with stack.http() as client:
+        yield client
+
+
+def upload(http: httpx.Client, content: bytes, *, purpose: str = "fine-tune") -> str:
+    answer = http.post("/files", data={"purpose": purpose}, files={"file": ("rows.jsonl", content)})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+def check(http: httpx.Client, file_id: str) -> dict:
+    """The file once its rows are checked."""
+
+    def checked() -> dict | None:
+        file = http.get(f"/files/{file_id}").json()
+        return None if file["status"] == "uploaded" else file
+
+    return wait_for(checked, within_s=60, what="check of a file")
+
+
+@pytest.fixture(scope="module")
+def good(http: httpx.Client) -> str:
+    file_id = upload(http, GOOD * 10)
+    assert check(http, file_id)["status"] == "processed"
+    return file_id
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (GOOD + b'{"messages": [{"role": "user", "con\n', 2, "not JSON"),
+        (GOOD * 2 + b'{"messages": [{"role": "user", "content": "\xff"}]}\n', 3, "not UTF-8"),
+        (GOOD + b'{"messages": [{"role": "user", "content": "a"}]}\n', 2, "no assistant message"),
+        (b" \n\n", 1, "no rows"),
+        (b'{"mesages": []}\n', 1, "did you mean 'messages'?"),
+        (GOOD.replace(b"a", b"\0"), 1, "NUL"),
+        (GOOD.decode().encode("utf-16"), 1, "UTF-16"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(http, good, content, line, words):
+    file = check(http, upload(http, content))
+    assert file["status"] == "error"
+    assert file["status_details"].startswith(f"Line {line}: ")
+    assert words in file["status_details"]
+    refused = http.post("/fine_tuning/jobs", json={"model": "tiny", "training_file": file["id"]})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (
+        400,
+        "invalid_training_file",
+        "training_file",
+    )
+    assert words in error["message"]
+    beside = http.post(
+        "/fine_tuning/jobs", json={"model": "tiny", "training_file": good, "validation_file": file["id"]}
+    )
+    assert beside.json()["error"]["param"] == "validation_file"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "param"),
+    [
+        ({"model": "unknown"}, 404, "model_not_found", "model"),
+        ({"training_file": "file-unknown"}, 404, "not_found", "training_file"),
+        ({"validation_file": "file-unknown"}, 404, "not_found", "validation_file"),
+        ({"training_file": None}, 400, "invalid_value", "training_file"),
+        ({"suffix": "s" * 65}, 400, "invalid_value", "suffix"),
+        ({"suffix": "a:b"}, 400, "invalid_value", "suffix"),
+        ({"seed": 2**31}, 400, "invalid_value", "seed"),
+        ({"metadata": {"k": "v" * 513}}, 400, "invalid_value", "metadata.k"),
+        ({"metadata": {str(n): "v" for n in range(17)}}, 400, "invalid_value", "metadata"),
+        ({"integrations": [{"type": "other"}]}, 400, "invalid_value", "integrations.0.type"),
+        ({"method": {"type": "telepathy"}}, 400, "unsupported_value", "method.type"),
+        ({"hyperparameters": {"n_epochs": 51}}, 400, "invalid_value", "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"batch_size": 0}}, 400, "invalid_value", "hyperparameters.batch_size"),
+        (
+            {"hyperparameters": {"learning_rate_multiplier": 0}},
+            400,
+            "invalid_value",
+            "hyperparameters.learning_rate_multiplier",
+        ),
+        ({"hyperparameters": {"n_epoch": 1}}, 400, "unknown_parameter", "hyperparameters.n_epoch"),
+        ({"sufix": "v1"}, 400, "unknown_parameter", "sufix"),
+    ],
+)
+def test_a_refused_job_leaves_none(http, good, changes, status, code, param):
+    before = http.get("/fine_tuning/jobs").json()
+    body = {"model": "tiny", "training_file": good} | changes
+    answer = http.post("/fine_tuning/jobs", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["message"]
+    assert http.get("/fine_tuning/jobs").json() == before
+
+
+def test_a_file_for_something_else_is_no_training_file(http):
+    file_id = upload(http, GOOD, purpose="batch")
+    answer = http.post("/fine_tuning/jobs", json={"model": "tiny", "training_file": file_id})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_file_purpose")
+
+
+def test_bodies_that_are_no_requests(http, stack):
+    before = http.get("/files").json()
+
+    def refusal(content, **headers: str) -> tuple[int, str]:
+        answer = http.post("/fine_tuning/jobs", content=content, headers=headers)
+        return answer.status_code, answer.json()["error"]["code"]
+
+    json_type = {"content-type": "application/json"}
+    assert refusal(b'{"model": ', **json_type) == (400, "invalid_json")
+    assert refusal(b"[]", **json_type) == (400, "invalid_value")
+    assert refusal(b'{"model": "\xff"}', **json_type)[0] == 400
+    whole = b'{"model": "' + b"m" * (17 << 20) + b'"}'
+    assert refusal(whole, **json_type) == (413, "request_too_large")
+    pieces = (whole[start : start + (1 << 20)] for start in range(0, len(whole), 1 << 20))
+    assert refusal(pieces, **json_type) == (413, "request_too_large")  # without a length
+    empty = http.post("/files", data={"purpose": "fine-tune"}, files={"file": ("a.jsonl", b"")})
+    assert (empty.status_code, empty.json()["error"]["code"]) == (400, "empty_file")
+    wrong = httpx.get(f"{stack.url}/models", headers={"authorization": "Bearer rsd_user_x"}, trust_env=False)
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert http.get("/files").json() == before
+    assert list((stack.home / "blobs" / "incoming").iterdir()) == []
+
+
+def test_nothing_left_to_learn_after_truncation_fails_the_job_and_says_so(http):
+    file_id = upload(http, (json.dumps(LONG) + "\n").encode() * 10)
+    assert check(http, file_id)["status"] == "processed"  # only a model's tokenizer can tell
+    made = http.post(
+        "/fine_tuning/jobs",
+        json={"model": "tiny", "training_file": file_id, "hyperparameters": {"max_length": 16}},
+    ).json()
+    failed = wait_for(
+        lambda: job if (job := http.get(f"/fine_tuning/jobs/{made['id']}").json())["error"] else None,
+        within_s=60,
+        what="the job to fail",
+    )
+    assert failed["status"] == "failed"
+    assert failed["error"]["code"] == "invalid_training_file"
+    assert failed["error"]["param"] == "training_file"
+    assert "max_length" in failed["error"]["message"]
+    again = http.post(f"/fine_tuning/jobs/{made['id']}/cancel")
+    assert (again.status_code, again.json()["error"]["code"]) == (400, "job_not_cancellable")
