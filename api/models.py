@@ -1,12 +1,16 @@
 """/v1/models: bases and fine-tuned models."""
 
+from typing import Any
+
 from fastapi import APIRouter, BackgroundTasks
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from api import render
 from api.auth import AdminDep, CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
+from api.once import OnceDep
 from api.schemas import Deleted, ImportModel, ModelList, ModelObject
 from api.sources import check_hub
 from db import registry, sources
@@ -27,28 +31,28 @@ def list_models(caller: CallerDep, database: DatabaseDep) -> ModelList:
 # Before the routes with an id, since ids may hold slashes.
 @router.post("/import", summary="Import model")
 def import_model(
-    body: ImportModel,
-    caller: AdminDep,
-    database: DatabaseDep,
-    settings: SettingsDep,
-    background: BackgroundTasks,
+    body: ImportModel, caller: AdminDep, settings: SettingsDep, once: OnceDep, background: BackgroundTasks
 ) -> ModelObject:
     """Import a model, or an adapter for one, from the worker's disk or a hub (admins). Watch `status`."""
     if not settings.import_enabled:
         raise ApiError(403, "insufficient_permissions", "Imports are switched off here.")
     source = str(check_hub(body.source, settings)) if sources.is_hub(body.source) else body.source
+
+    def make(session: Session) -> dict[str, Any]:
+        model = registry.start_import(
+            session, org_id=caller.org_id, model_id=body.id, source=source, base_id=body.base
+        )
+        return render.model_object(model, caller).model_dump(mode="json")
+
     try:
-        with database.write() as session:
-            model = registry.start_import(
-                session, org_id=caller.org_id, model_id=body.id, source=source, base_id=body.base
-            )
+        answer = once.answer(make, request=("POST /v1/models/import", body.model_dump(mode="json")))
     except NotFound as error:
         raise ApiError(404, "model_not_found", f"The base: {error}", param="base") from error
     except IntegrityError as error:  # another request imports it since a moment ago
         message = f"There is a model with the id '{body.id}' already."
         raise Conflict("model_exists", message, param="id") from error
     background.add_task(ring, "cpu")
-    return render.model_object(model, caller)
+    return ModelObject.model_validate(answer)
 
 
 @router.get("/{model_id:path}", summary="Retrieve model")

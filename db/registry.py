@@ -181,9 +181,9 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
         model = session.scalar(scoped(Model, org_id).where(Model.id == model_id).with_for_update())
         if model is None:
             raise NotFound("model", model_id)
-        # A public base belongs to all; only its owner may clear away one whose import failed.
         if model.kind == "checkpoint":
             raise Conflict("model_not_deletable", f"The checkpoint '{model_id}' belongs to its job.")
+        # A public base belongs to all; only its owner may clear away one whose import failed.
         if not owns(model, org_id) or (model.kind == "base" and model.status != "failed"):
             raise Conflict("model_not_deletable", f"The base model '{model_id}' cannot be deleted here.")
         # Checkpoints of jobs that started from this model are served from its folder.

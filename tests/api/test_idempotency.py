@@ -6,7 +6,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
-from db.models import Event, File, IdempotentRequest, Job, Task
+from db.models import Event, File, IdempotentRequest, Job, Model, Task
 
 JOBS = "/v1/fine_tuning/jobs"
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
@@ -152,3 +152,16 @@ def test_an_upload_sent_again_is_one_file(client, world, headers):
         "/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"[]")}, headers=headers
     )
     assert other.status_code == (400 if "idempotency-key" in headers else 200)
+
+
+@pytest.mark.parametrize("headers", [{"idempotency-key": "k"}, AGAIN])
+def test_an_import_sent_again_is_one_model(client, world, as_admin, headers):
+    body = {"id": "org/new", "source": "/models/new"}
+    first = client.post("/v1/models/import", json=body, headers=as_admin | headers)
+    again = client.post("/v1/models/import", json=body, headers=as_admin | headers)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert count(world, Model) == 1
+    taken = client.post("/v1/models/import", json=body, headers=as_admin)
+    assert (taken.status_code, taken.json()["error"]["code"]) == (400, "model_exists")
