@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from api.client import DEFAULT_HOME, ClientError, Refused
-from api.commands import chat, deployments, files, jobs, models
+from api.commands import chat, deployments, files, jobs, methods, models, pipelines
 from api.commands.output import errors, plain
 
 
@@ -34,8 +34,11 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(pipelines.app, name="pipelines")
 app.add_typer(deployments.app, name="deployments")
 app.command()(chat.chat)
+app.command()(methods.methods)
+app.command()(pipelines.run)
 
 
 @app.command()

@@ -59,7 +59,7 @@ class Client:
         """The JSON object at `path`; parameters that are None are left out."""
         return self._object("GET", path, params=_given(params))
 
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
+    def post(self, path: str, /, **body: Any) -> dict[str, Any]:
         """The answer to a JSON body; members that are None are left out."""
         return self._object("POST", path, json=_given(body))
 

@@ -13,14 +13,15 @@ from api.auth import CallerDep
 from api.deps import METADATA_FILTER, After, DatabaseDep, Limit
 from api.disconnect import unless_disconnected
 from api.errors import ApiError
+from api.methods import kinds_taken
 from api.once import OnceDep
-from api.schemas import CreateJob, JobList, JobObject, JobStatus
+from api.schemas import CreateJob, JobList, JobObject, JobStatus, Training
 from api.watch import WatchDep
 from db import events, job_queries, jobs
 from db.errors import NotFound
-from db.jobs import NewJob
+from db.new_jobs import NewJob
 from db.states import JOB_TERMINAL
-from trainers.specs import SPEC_VERSION, Resources, parse_method, resolve
+from trainers.specs import SPEC_VERSION, Method, Resources, parse_method, resolve
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
@@ -47,22 +48,34 @@ def create_job(body: CreateJob, caller: CallerDep, once: OnceDep, background: Ba
 
 def _new_job(body: CreateJob) -> NewJob:
     method = parse_method(body.method, body.hyperparameters)
-    resources = body.resources or Resources()
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-    # Numbers that cannot be combined are refused now; the worker resolves again when it knows the rows.
+    integrations = [item.model_dump(mode="json") for item in body.integrations or []]
+    return describe_job(body, method, model=body.model, seed=seed, integrations=integrations or None)
+
+
+def describe_job(
+    asked: Training, method: Method, *, model: str, seed: int, integrations: list[Any] | None = None
+) -> NewJob:
+    """What is asked for as a job to be made. Raises SpecError for numbers that cannot be combined."""
+    resources = asked.resources or Resources()
+    # Refused now; the worker resolves again when it knows the rows.
     resolve(method, n_examples=1, seed=seed, nproc_per_node=resources.nproc_per_node)
     return NewJob(
-        model=body.model,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
+        model=model,
+        training_file=asked.training_file,
+        validation_file=asked.validation_file,
         method=method.type,
         spec_version=SPEC_VERSION,
-        spec={"method": method.model_dump(mode="json")},
+        spec={
+            "method": method.to_request(),
+            "ignored": method.ignored,
+            "learns_from": kinds_taken(method.kind),
+        },
         resources=resources.model_dump(mode="json"),
         seed=seed,
-        suffix=body.suffix,
-        metadata=dict(body.metadata) if body.metadata is not None else None,
-        integrations=[item.model_dump(mode="json") for item in body.integrations or []] or None,
+        suffix=asked.suffix,
+        metadata=dict(asked.metadata) if asked.metadata is not None else None,
+        integrations=integrations,
     )
 
 

@@ -8,7 +8,21 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from api import artifacts, chat, deployments, errors, files, health, history, jobs, models, stream, watch
+from api import (
+    artifacts,
+    chat,
+    deployments,
+    errors,
+    files,
+    health,
+    history,
+    jobs,
+    methods,
+    models,
+    pipelines,
+    stream,
+    watch,
+)
 from api.auth import authenticate
 from api.deps import refuse_unknown_query
 from api.middleware import RequestFrame
@@ -44,7 +58,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     v1 = APIRouter(
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
-    for resource in (files, jobs, history, stream, artifacts, models, deployments, chat):
+    for resource in (files, jobs, pipelines, history, stream, artifacts, methods, models, deployments, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from api.pipeline_schemas import PipelineObject
 from api.schemas import (
     CheckpointObject,
     DeploymentObject,
@@ -11,8 +12,10 @@ from api.schemas import (
     JobObject,
     ModelObject,
 )
+from db import pipelines
 from db.keys import Caller
-from db.models import Checkpoint, Deployment, Event, File, Job, Model
+from db.models import Checkpoint, Deployment, Event, File, Job, Model, Pipeline
+from db.pipelines import Stage
 
 _CHECKPOINT_METRICS = (
     "train_loss",
@@ -68,6 +71,9 @@ def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
             "metadata": job.metadata_,
             "error": job.error,
             "user_provided_suffix": job.suffix,
+            "ignored": job.spec.get("ignored", {}),
+            "pipeline_id": job.pipeline_id,
+            "stage": job.stage,
             "phase": job.phase,
             "progress": job.progress,
             "resources": job.resources,
@@ -109,6 +115,33 @@ def checkpoint_object(checkpoint: Checkpoint) -> CheckpointObject:
         step_number=checkpoint.step,
         metrics={"step": checkpoint.step, **known},
     )
+
+
+def pipeline_object(pipeline: Pipeline, stages: Sequence[Stage]) -> PipelineObject:
+    """A pipeline with its stages."""
+    finished_at = pipelines.finished_at(pipeline, stages)
+    return PipelineObject.model_validate(
+        {
+            "id": pipeline.id,
+            "name": pipeline.name,
+            "status": pipelines.status_of(stages),
+            "created_at": int(pipeline.created_at),
+            "finished_at": None if finished_at is None else int(finished_at),
+            "stages": [_stage(stage) for stage in stages],
+        }
+    )
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    return {
+        "name": stage.row.name,
+        "status": stage.job.status,
+        "job_id": stage.job.id,
+        "reused": stage.row.reused,
+        "model": stage.job.model_id,
+        "fine_tuned_model": stage.job.fine_tuned_model,
+        "error": stage.job.error,
+    }
 
 
 def model_object(model: Model, caller: Caller) -> ModelObject:

@@ -9,7 +9,9 @@ from trainers.specs import Resources
 _MAX_DEPTH = 64
 
 FileStatus = Literal["uploaded", "processed", "error"]
-JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+JobStatus = Literal[
+    "waiting", "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
+]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -72,8 +74,8 @@ class Integration(Body):
     wandb: WandbSettings
 
 
-class CreateJob(Body):
-    """A fine-tuning job to be run."""
+class Training(Body):
+    """What is trained, on what, and how."""
 
     model: Id = Field(description="Id of the base or fine-tuned model to start from.")
     training_file: Id = Field(description="Id of an uploaded file with purpose `fine-tune`.")
@@ -89,15 +91,20 @@ class CreateJob(Body):
         description="How to train: its `type`, and under that name its hyperparameters.",
         examples=[{"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}}],
     )
+    resources: Resources | None = Field(default=None, description="Processes that train side by side.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        default=None, max_length=16, description="Notes of your own, at most 16."
+    )
+
+
+class CreateJob(Training):
+    """A fine-tuning job to be run."""
+
     hyperparameters: dict[str, Any] | None = Field(
         default=None, description="Older place of `method.supervised.hyperparameters`."
     )
-    resources: Resources | None = Field(default=None, description="Processes that train side by side.")
     integrations: list[Integration] | None = Field(
         default=None, max_length=8, description="Kept with the job and echoed."
-    )
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(
-        default=None, max_length=16, description="Notes of your own, at most 16."
     )
 
 
@@ -226,6 +233,9 @@ class JobObject(BaseModel):
     user_provided_suffix: str | None
     usage_metrics: None = None
     shared_with_openai: bool = False
+    ignored: dict[str, str] = Field(description="Hyperparameters without effect here, and why.")
+    pipeline_id: str | None = Field(description="The pipeline it belongs to.")
+    stage: str | None = Field(description="Its name there; it is `waiting` until what it needs is made.")
     phase: str | None = Field(description="What a running job is busy with.")
     progress: dict[str, Any] | None = Field(
         description="step, total_steps, percent, tokens_per_s, eta_seconds"

@@ -6,7 +6,7 @@ from sqlalchemy import Select, exists, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db.errors import NotFound
+from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Deployment, Model
 from db.pages import Page, paginate
@@ -19,8 +19,12 @@ _UNCLAIMED = (Deployment.node.is_(None), Deployment.desired == "running", Deploy
 def ensure(session: Session, model: Model, *, org_id: str, auto: bool) -> Deployment:
     """The live deployment of `model`, made if there is none.
 
-    An automatic one becomes the user's when a user asks for it; one that failed is tried again.
+    An automatic one becomes the user's when a user asks for it; one that failed is tried again. Raises
+    `Conflict` for a model that does not answer.
     """
+    if (model.details or {}).get("head") == "score":
+        message = f"'{model.id}' is a reward model: it judges answers and gives none."
+        raise Conflict("model_not_chat", message, param="model")
     live = session.scalar(_live(model, org_id=org_id))
     if live is None:
         try:

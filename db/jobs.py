@@ -1,62 +1,39 @@
 """The only writer of job state. Every change is a compare-and-swap on the status and leaves an event."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from sqlalchemy import CursorResult, Select, or_, select, update
 from sqlalchemy.orm import Session
 
-from db import events, registry, tasks
+from db import events, job_files, registry, stages, tasks
 from db.errors import Conflict, IllegalTransition, NotFound
 from db.ids import new_id
-from db.models import File, Job
+from db.models import Job
+from db.new_jobs import NewJob, Place
 from db.scope import scoped
 from db.session import clock
 from db.states import JOB_TERMINAL, check_job_transition
 from db.tasks import Lease
 
 
-@dataclass(frozen=True)
-class NewJob:
-    """What a submission asks for, validated by the caller."""
-
-    model: str
-    training_file: str
-    validation_file: str | None
-    method: str
-    spec_version: int
-    spec: dict[str, Any]
-    resources: dict[str, Any]
-    seed: int
-    suffix: str | None = None
-    metadata: dict[str, Any] | None = None
-    integrations: list[Any] | None = None
-
-    @property
-    def devices_needed(self) -> int:
-        """Devices that one attempt holds while it trains."""
-        return int(self.resources["nproc_per_node"])
-
-
-def create(session: Session, new: NewJob, *, org_id: str) -> Job:
-    """Accept a job: row, first events and, when its files are checked already, the task.
+def create(session: Session, new: NewJob, *, org_id: str, place: Place | None = None) -> Job:
+    """Accept a job: row, first events and, when nothing is left to wait for, the task.
 
     Raises `NotFound` for an unknown model or file and `Conflict` for one that cannot be used.
     """
-    model = registry.get_ready(session, new.model, org_id=org_id, hold=True)
-    if model.kind == "checkpoint":
-        message = f"'{model.id}' is a checkpoint; training starts from base and fine-tuned models."
-        raise Conflict("model_not_trainable", message, param="model")
-    files = [_usable_file(session, new.training_file, "training_file", org_id=org_id)]
-    if new.validation_file is not None:
-        files.append(_usable_file(session, new.validation_file, "validation_file", org_id=org_id))
+    awaits = place.awaits if place else frozenset()
+    model = None if "model" in awaits else registry.get_trainable(session, new.model, org_id=org_id)
+    if "reward_model" not in awaits:
+        registry.hold_judge(session, new.spec, org_id=org_id)
+    job_files.hold(session, new, org_id=org_id)
     job = Job(
-        id=new_id("ftjob-"),
+        id=place.job_id if place else new_id("ftjob-"),
         org_id=org_id,
-        status="validating_files",
-        model_id=model.id,
-        model_pk=model.pk,
+        status="waiting" if place and place.waits_for else "validating_files",
+        model_id=new.model,
+        model_pk=model.pk if model else None,
         training_file=new.training_file,
         validation_file=new.validation_file,
         method=new.method,
@@ -67,17 +44,17 @@ def create(session: Session, new: NewJob, *, org_id: str) -> Job:
         suffix=new.suffix,
         metadata_=new.metadata,
         integrations=new.integrations,
+        pipeline_id=place.pipeline_id if place else None,
+        stage=place.stage if place else None,
         created_at=clock(session),
     )
     session.add(job)
     session.flush()
     events.add(session, job, f"Created fine-tuning job: {job.id}")
-    named = f"Validating training file: {new.training_file}"
-    if new.validation_file is not None:
-        named += f" and validation file: {new.validation_file}"
-    events.add(session, job, named)
-    if all(file.status == "processed" for file in files):
-        _queue(session, job)
+    if place and place.waits_for:
+        events.add(session, job, f"Waiting for other stages: {', '.join(place.waits_for)}")
+    else:
+        _admit(session, job)
     return job
 
 
@@ -99,7 +76,7 @@ def request_cancel(session: Session, job_id: str, *, org_id: str) -> Job:
         raise Conflict("job_not_cancellable", f"Job '{job_id}' has {job.status} and cannot be cancelled.")
     # Only now, with the job locked, no task of it can appear any more.
     closed = [tasks.close_waiting(session, kind=kind, subject_id=job_id) for kind in ("train", "merge")]
-    if any(closed) or job.status in ("validating_files", "paused"):
+    if any(closed) or job.status in ("waiting", "validating_files", "paused"):
         _move(session, job, "cancelled", message="Fine-tuning job cancelled")
     elif job.cancel_requested_at is None:
         job.cancel_requested_at = clock(session)
@@ -140,28 +117,20 @@ def resume(session: Session, job_id: str, *, org_id: str) -> Job:
 
 
 def files_checked(session: Session, file_id: str) -> None:
-    """Queue or fail the jobs that waited for the check of `file_id`."""
-    waiting = (
-        select(Job)
-        .where(
-            Job.status == "validating_files",
-            or_(Job.training_file == file_id, Job.validation_file == file_id),
-        )
-        .order_by(Job.id)  # the check of another file may lock the same jobs
+    """Queue or fail the jobs that waited for the check of `file_id`; no stage has to wait to fail."""
+    concerned = select(Job.id).where(
+        Job.status.in_(("waiting", "validating_files")),
+        or_(Job.training_file == file_id, Job.validation_file == file_id),
     )
-    for job in session.scalars(_locked(waiting)):
-        statuses = {}
-        for param in ("training_file", "validation_file"):
-            name = getattr(job, param)
-            file = session.get(File, name) if name else None
-            if file is not None and file.status == "error":
-                error = {"code": f"invalid_{param}", "message": file.status_details, "param": param}
-                _fail(session, job.id, error)
-                break
-            statuses[param] = file.status if file is not None else "processed"
-        else:
-            if set(statuses.values()) == {"processed"}:
-                _queue(session, job)
+    found = set(session.scalars(concerned))
+    for job in lock_all(session, stages.with_dependents(session, found)):
+        if job.id not in found or job.status not in ("waiting", "validating_files"):
+            continue
+        error = job_files.find_error(session, job)
+        if error is not None:
+            _fail(session, job.id, error)
+        elif job.status == "validating_files" and job_files.all_checked(session, job):
+            _queue(session, job)
 
 
 def start(session: Session, lease: Lease, *, resolved: dict[str, Any]) -> Job:
@@ -295,6 +264,11 @@ def _lock(session: Session, job_id: str) -> Job:
     return session.scalars(_locked(select(Job).where(Job.id == job_id))).one()
 
 
+def lock_all(session: Session, job_ids: Iterable[str]) -> list[Job]:
+    """Keep jobs from changing until the commit: all of them before any changes, in the order of `stages`."""
+    return [_lock(session, job_id) for job_id in sorted(job_ids)]
+
+
 def _hold(session: Session, job: Job) -> None:
     tasks.close_waiting(session, kind="train", subject_id=job.id)
     job.pause_requested_at = None
@@ -304,6 +278,20 @@ def _hold(session: Session, job: Job) -> None:
 def _fail(session: Session, job_id: str, error: dict[str, Any]) -> None:
     job = _lock(session, job_id)
     _move(session, job, "failed", message=f"Job failed: {error['message']}", level="error", error=error)
+
+
+def _admit(session: Session, job: Job) -> None:
+    """The model of a job is there: it waits for its files, or else for a device."""
+    checked = job_files.all_checked(session, job)
+    named = f"Validating training file: {job.training_file}"
+    if job.validation_file is not None:
+        named += f" and validation file: {job.validation_file}"
+    if job.status == "waiting" and not checked:
+        _move(session, job, "validating_files", message=named)
+    else:
+        events.add(session, job, named)
+    if checked:
+        _queue(session, job)
 
 
 def _queue(session: Session, job: Job) -> None:
@@ -347,17 +335,26 @@ def _move(
     events.add(
         session, job, message, level=level, data={"status": following} | ({"error": error} if error else {})
     )
+    if following in JOB_TERMINAL and job.pipeline_id is not None:
+        _tell_dependents(session, job)
 
 
-def _usable_file(session: Session, file_id: str, param: str, *, org_id: str) -> File:
-    # Locked against the check that may end right now: it would miss the job that starts to wait for it.
-    file = session.scalar(scoped(File, org_id).where(File.id == file_id).with_for_update(read=True))
-    if file is None:
-        raise NotFound("file", file_id)
-    if file.purpose != "fine-tune":
-        raise Conflict(
-            "invalid_file_purpose", f"File '{file_id}' has the purpose '{file.purpose}'.", param=param
-        )
-    if file.status == "error":
-        raise Conflict("invalid_" + param, f"File '{file_id}' is invalid: {file.status_details}", param=param)
-    return file
+def _tell_dependents(session: Session, job: Job) -> None:
+    """What the end of a stage means for those that wait for it."""
+    if job.status == "succeeded":
+        stages.record_inputs(session, job)
+        ids = stages.find_dependents(session, job, indirect=False)
+        job_files.hold_all(session, ids)  # the check of a file holds it before it locks jobs
+        for waiting in lock_all(session, ids):
+            if waiting.status == "waiting" and stages.take_output(session, waiting, upstream=job):
+                _admit(session, waiting)
+        return
+    # The last first: each then finds nobody that waits for it, and all name the stage at fault.
+    for waiting in reversed(lock_all(session, stages.find_dependents(session, job, indirect=True))):
+        if waiting.status != "waiting":
+            continue
+        if job.status == "cancelled":
+            _move(session, waiting, "cancelled", message=f"Cancelled with the stage '{job.stage}'")
+        else:
+            message = f"The stage '{job.stage}', which this one needs, failed: {(job.error or {})['message']}"
+            _fail(session, waiting.id, {"code": "upstream_failed", "message": message, "param": None})

@@ -137,6 +137,33 @@ class Model(Owned, Base):
     deleted_at: Mapped[float | None]
 
 
+class Pipeline(Owned, Base):
+    """Jobs that were submitted together because some start from what others make."""
+
+    __tablename__ = "pipelines"
+    __table_args__ = (Index(None, "org_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[float]
+
+
+class PipelineStage(Owned, Base):
+    """A named stage and its job, which is an older pipeline's when it is `reused`.
+
+    `needs` maps what the stage is given ("model", "reward_model") to the names of the stages that make it.
+    """
+
+    __tablename__ = "pipeline_stages"
+    __table_args__ = (UniqueConstraint("pipeline_id", "name"), UniqueConstraint("pipeline_id", "position"))
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id"))
+    position: Mapped[int]
+    name: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    reused: Mapped[bool]
+    needs: Mapped[dict[str, Any]]
+
+
 class Job(Owned, Base):
     """A fine-tuning job. Only `db.jobs` writes its state."""
 
@@ -149,14 +176,19 @@ class Job(Owned, Base):
         ),
         CheckConstraint("status <> 'succeeded' OR fine_tuned_model IS NOT NULL", name="succeeded_has_model"),
         CheckConstraint("(status = 'failed') = (error IS NOT NULL)", name="failed_has_error"),
+        CheckConstraint(
+            "model_pk IS NOT NULL OR status IN ('waiting', 'failed', 'cancelled')", name="has_model"
+        ),
+        CheckConstraint("(pipeline_id IS NULL) = (stage IS NULL)", name="stage_of_pipeline"),
         Index(None, "org_id", "created_at", "id"),
+        Index(None, "org_id", "inputs_sha256"),
         Index(None, "status"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[str]
     phase: Mapped[str | None]
-    model_id: Mapped[str]
-    model_pk: Mapped[int] = mapped_column(ForeignKey("models.pk"))
+    model_id: Mapped[str]  # of a waiting job: what its model will be called
+    model_pk: Mapped[int | None] = mapped_column(ForeignKey("models.pk"))
     training_file: Mapped[str]
     validation_file: Mapped[str | None]
     method: Mapped[str]
@@ -174,6 +206,9 @@ class Job(Owned, Base):
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     trained_attempt: Mapped[int | None]
     result_files: Mapped[list[Any] | None]
+    pipeline_id: Mapped[str | None] = mapped_column(ForeignKey("pipelines.id"))
+    stage: Mapped[str | None]
+    inputs_sha256: Mapped[str | None]
     pause_requested_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
     created_at: Mapped[float]

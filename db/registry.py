@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db import deployments, tasks
+from db import deployments, stages, tasks
 from db.errors import Conflict, NotFound
 from db.models import Deployment, Job, Model, Org
 from db.scope import owns, scoped
@@ -74,11 +74,49 @@ def get_ready(session: Session, model_id: str, *, org_id: str, hold: bool = Fals
     return model
 
 
+def get_trainable(session: Session, model_id: str, *, org_id: str) -> Model:
+    """A model that a training can start from, held until the commit. Raises `NotFound`, `Conflict`."""
+    model = get_ready(session, model_id, org_id=org_id, hold=True)
+    if model.kind == "checkpoint":
+        message = f"'{model.id}' is a checkpoint; training starts from base and fine-tuned models."
+        raise Conflict("model_not_trainable", message, param="model")
+    if is_reward_model(model):
+        message = f"'{model.id}' is a reward model: it judges answers and cannot be the start of a training."
+        raise Conflict("model_not_trainable", message, param="model")
+    return model
+
+
+def hold_judge(session: Session, spec: dict[str, Any], *, org_id: str) -> Model | None:
+    """The reward model that a job's spec names, held until the commit; None if its method needs none.
+
+    Raises `Conflict`, whose param is the path of the hyperparameter.
+    """
+    method = spec["method"]
+    given = method.get(method["type"], {}).get("hyperparameters", {})
+    if "reward_model" not in given:
+        return None
+    param = f"method.{method['type']}.hyperparameters.reward_model"
+    if given["reward_model"] is None:
+        raise Conflict("missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
+    try:
+        judge = get_ready(session, given["reward_model"], org_id=org_id, hold=True)
+    except NotFound as error:
+        raise Conflict("model_not_found", str(error), param=param) from error
+    if not is_reward_model(judge):
+        raise Conflict("not_a_reward_model", f"'{judge.id}' is not a reward model.", param=param)
+    return judge
+
+
 def describe_unready(model: Model) -> str:
     """Why a model cannot be used now, in words for its user."""
     if model.error is None:
         return f"The model '{model.id}' is still being imported."
     return f"The import of '{model.id}' failed: {model.error['message']} ({model.error['code']})"
+
+
+def is_reward_model(model: Model) -> bool:
+    """Whether the model gives a number to a text, and none of its own."""
+    return (model.details or {}).get("head") == "score"
 
 
 def list_all(session: Session, *, org_id: str) -> list[Model]:
@@ -101,10 +139,14 @@ def fail_import(session: Session, model_pk: int, *, code: str, message: str) -> 
     session.flush()
 
 
-def name_result(session: Session, job: Job) -> str:
-    """The id of the model that `job` makes: `ft:<base>:<org>:<suffix>:<8 characters>`."""
-    parent, org = session.get_one(Model, job.model_pk), session.get_one(Org, job.org_id)
-    return f"ft:{parent.root_id.replace('/', '--')}:{org.name}:{job.suffix or ''}:{job.id[-8:]}"
+def name_result(session: Session, job: Job, *, root_id: str | None = None) -> str:
+    """The id of the model that `job` makes: `ft:<base>:<org>:<suffix>:<8 characters>`.
+
+    `root_id` is the base at the start of its lineage, for a job whose model does not exist yet.
+    """
+    root_id = root_id or session.get_one(Model, job.model_pk).root_id
+    org = session.get_one(Org, job.org_id)
+    return f"ft:{root_id.replace('/', '--')}:{org.name}:{job.suffix or ''}:{job.id[-8:]}"
 
 
 def register_merged(
@@ -146,7 +188,7 @@ def register_checkpoint(session: Session, job: Job, *, name: str, path: Path, di
             status="ready",
             source=f"job:{job.id}",
             path=parent.path,
-            details=parent.details,
+            details=(parent.details or {}) | {"head": "score" if job.method == "reward" else "lm"},
             parent_id=parent.id,
             root_id=parent.root_id,
             job_id=job.id,
@@ -200,8 +242,9 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
             )
             .limit(1)
         )
-        if user or served:
-            raise Conflict("model_in_use", f"The model '{model_id}' is used by {user or served}.")
+        user = user or served or stages.find_reader(session, model)
+        if user:
+            raise Conflict("model_in_use", f"The model '{model_id}' is used by {user}.")
         for each in gone:
             _retire(session, each)
         path = model.path

@@ -1,6 +1,8 @@
 """The legal states of everything and the legal transitions of jobs, which only `db.jobs` applies."""
 
 JOB_TRANSITIONS: dict[str, frozenset[str]] = {
+    # for another stage of its pipeline
+    "waiting": frozenset({"validating_files", "queued", "failed", "cancelled"}),
     "validating_files": frozenset({"queued", "failed", "cancelled"}),
     "queued": frozenset({"running", "paused", "failed", "cancelled"}),
     # back to `queued`: the worker died or was told to stop, and the work goes on elsewhere

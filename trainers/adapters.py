@@ -1,9 +1,13 @@
 """Load a base model and put a PEFT adapter on it, refusing pairs that do not fit."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainers.artifacts import Refused
+
+Head = Literal["lm", "score"]  # what a model ends in: tokens to come, or one number for a whole text
+# In the config of every reward model of ours: its head was trained, not made up when it was loaded.
+TRAINED_HEAD_KEY = "residency_reward_head"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -13,20 +17,23 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(folder: Path, *, dtype: Any = "auto") -> Any:
-    """A causal language model in evaluation mode, offline, without remote code. "auto": the stored dtype.
+def load_model(folder: Path, *, dtype: Any = "auto", head: Head = "lm") -> Any:
+    """A model in evaluation mode, offline, without remote code. dtype "auto": the stored one.
 
-    The attention is named so that a config cannot ask for a kernel from a hub.
+    With the head "score" it gives one number a text; on a language model's folder that head is random. The
+    attention is named so that a config cannot ask for a kernel from a hub.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    model = AutoModelForCausalLM.from_pretrained(
+    auto_class: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    model = auto_class.from_pretrained(
         folder,
         dtype=dtype,
         attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        **({} if head == "lm" else {"num_labels": 1}),
     )
     return model.eval()
 

@@ -4,15 +4,16 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from trainers.examples import Example
 from trainers.exits import DataError
-from trainers.rows import Message, Row
+from trainers.messages import Message
+from trainers.row_formats import Row
 
 IGNORED = -100  # the label of a token without loss
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -21,25 +22,12 @@ Span = tuple[int, int]  # token positions [start, end)
 Offsets = Sequence[tuple[int, int]]  # characters [start, end) of each token
 
 
-@dataclass(frozen=True)
-class Example:
-    line: int
-    input_ids: list[int]
-    labels: list[int]
-    full_length: int  # tokens before truncation
-
-    @property
-    def n_trainable(self) -> int:
-        # A causal model predicts a token from those before it, so the first one is never predicted.
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
-def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which must be a fast one with a chat template. Raises DataError otherwise."""
+def load_tokenizer(model_dir: Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
+    """The model's tokenizer: a fast one, and for conversations with a chat template. Raises DataError."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise DataError("the model's tokenizer is not a fast one (tokenizer.json is missing)")
-    if not tokenizer.chat_template:
+    if for_chat and not tokenizer.chat_template:
         raise DataError(
             "the model has no chat template, so conversations cannot be written the way it reads them; "
             "train an instruct model, or import this one with a chat_template.jinja beside its tokenizer"
@@ -57,8 +45,23 @@ def find_stop_ids(tokenizer: PreTrainedTokenizerBase, model_dir: Path) -> frozen
     return frozenset(ids)
 
 
-class Encoder:
+def make_example(line: int, input_ids: list[int], labels: list[int], full_length: int) -> Example:
+    """An example of token ids and their labels."""
+    return Example(
+        line,
+        {"input_ids": input_ids, "labels": labels},
+        n_tokens=len(input_ids),
+        # A causal model predicts a token from those before it, so the first one is never predicted.
+        n_trainable=sum(label != IGNORED for label in labels[1:]),
+        full_length=full_length,
+        was_cut=full_length > len(input_ids),
+    )
+
+
+class ConversationEncoder:
     """Turns rows into examples of at most max_length tokens; the beginning of a longer one is kept."""
+
+    columns = ("input_ids", "labels")
 
     def __init__(
         self,
@@ -91,7 +94,11 @@ class Encoder:
                 labels = [IGNORED] * len(ids)
                 for start, end in spans:
                     labels[start:end] = ids[start:end]
-            yield Example(row.line, ids[: self._max_length], labels[: self._max_length], len(ids))
+            yield make_example(row.line, ids[: self._max_length], labels[: self._max_length], len(ids))
+
+    def finish(self) -> Iterator[Example]:
+        """Nothing is held back."""
+        return iter(())
 
     def _find_spans(self, messages: list[Message], text: str, ids: list[int], offsets: Offsets) -> list[Span]:
         """The tokens of each assistant turn with weight, its end-of-turn token included."""

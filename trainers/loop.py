@@ -2,20 +2,18 @@
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainers.artifacts import write_json
+from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint, rotate, seal, stage
-from trainers.events import Events
-from trainers.exits import NanLoss, Outcome
-from trainers.ranks import StopRequest, any_rank, barrier, rank, world_size
-from trainers.specs import RunSpec
+from trainers.exits import NanLoss
+from trainers.ranks import any_rank, barrier, rank, world_size
 
 _STATE_FILE = "trainer_state.json"
 _PROGRESS_FILE = "progress.json"
@@ -25,23 +23,15 @@ _NOT_KEPT = (
 )
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """The handles of one run."""
-
-    run_dir: Path
-    spec: RunSpec
-    events: Events
-    stop: StopRequest
-    outcome: Outcome
-
-
 class _EvaluationCut(Exception):
     """Asked to stop in the middle of an evaluation."""
 
 
 class Guarded(Trainer):
     """Goes in front of a trainer class; its private methods overridden here are those of transformers 5."""
+
+    # Numbers in the trainer's logs, and what they are called in events, after `train_` or `valid_`.
+    reported: ClassVar[dict[str, str]] = {"mean_token_accuracy": "mean_token_accuracy"}
 
     def __init__(self, *args: Any, attempt: Attempt, keep_checkpoints: int, **kwargs: Any):
         self.attempt = attempt
@@ -52,7 +42,7 @@ class Guarded(Trainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log to stdout
         self.add_callback(_Pace(self))
-        self.add_callback(_Report(attempt))
+        self.add_callback(_Report(attempt, self.reported))
 
     # Starting
 
@@ -117,9 +107,13 @@ class Guarded(Trainer):
         return metrics
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_stop()
+        return super().prediction_step(*args, **kwargs)
+
+    def check_stop(self) -> None:
+        """Leave an evaluation when a rank was asked to stop. Every rank calls it."""
         if any_rank(self.attempt.stop.requested)[0]:
             raise _EvaluationCut
-        return super().prediction_step(*args, **kwargs)
 
     # Checkpoints
 
@@ -162,14 +156,10 @@ class Guarded(Trainer):
             settings_sha256=spec.settings_sha256(),
         )
         rotate(root, keep=self._keep_checkpoints)
-        kept = ("train_loss", "train_mean_token_accuracy")
+        kept = ["train_loss", *(f"train_{name}" for name in self.reported.values())]
         if self._evaluated_step == step:
-            kept += (
-                "valid_loss",
-                "valid_mean_token_accuracy",
-                "full_valid_loss",
-                "full_valid_mean_token_accuracy",
-            )
+            for name in ("loss", *self.reported.values()):
+                kept += [f"valid_{name}", f"full_valid_{name}"]
         self.attempt.events.checkpoint(
             step,
             path=f"checkpoints/{sealed.path.name}",
@@ -219,8 +209,8 @@ class _Pace(TrainerCallback):
 class _Report(TrainerCallback):
     """Turns the trainer's logs into events and keeps the outcome up to date."""
 
-    def __init__(self, attempt: Attempt):
-        self._attempt = attempt
+    def __init__(self, attempt: Attempt, reported: dict[str, str]):
+        self._attempt, self._reported = attempt, reported
         self._began = 0.0
         self._spent_s = 0.0
         self._steps = 0
@@ -234,22 +224,25 @@ class _Report(TrainerCallback):
         self._attempt.outcome.step = state.global_step
 
     def on_log(self, _args: Any, state: TrainerState, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        data = self._read_training(logs, state) if "loss" in logs else _read_evaluation(logs)
+        data = self._read_training(logs, state) if "loss" in logs else self._read_evaluation(logs)
         if not data:
             return
         metrics = self._attempt.outcome.metrics
         if "train_loss" in data:
             metrics.setdefault("first_train_loss", data["train_loss"])
-        if "valid_loss" in data and state.global_step == 0:
-            metrics["valid_loss_before"] = data["valid_loss"]
-        metrics.update({name: value for name, value in data.items() if "loss" in name or "accuracy" in name})
+        if state.global_step == 0:
+            metrics.update(
+                {f"{name}_before": value for name, value in data.items() if name.startswith("valid_")}
+            )
+        told = ("train_", "valid_", "full_valid_")
+        metrics.update({name: value for name, value in data.items() if name.startswith(told)})
         self._attempt.events.metrics(state.global_step, total_steps=state.max_steps, data=data)
 
     def _read_training(self, logs: dict[str, float], state: TrainerState) -> dict[str, Any]:
         outcome = self._attempt.outcome
         data: dict[str, Any] = {
             "train_loss": logs["loss"],
-            "train_mean_token_accuracy": logs.get("mean_token_accuracy"),
+            **{f"train_{name}": logs.get(key) for key, name in self._reported.items()},
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
             "epoch": state.epoch,
@@ -262,13 +255,12 @@ class _Report(TrainerCallback):
         self._spent_s, self._steps = 0.0, 0
         return {name: value for name, value in data.items() if value is not None}
 
-
-def _read_evaluation(logs: dict[str, float]) -> dict[str, Any]:
-    if "eval_loss" not in logs:
-        return {}
-    # Every evaluation covers the whole validation file, so it is the full one as well.
-    data = {"valid_loss": logs["eval_loss"], "full_valid_loss": logs["eval_loss"]}
-    accuracy = logs.get("eval_mean_token_accuracy")
-    if accuracy is not None:
-        data |= {"valid_mean_token_accuracy": accuracy, "full_valid_mean_token_accuracy": accuracy}
-    return data
+    def _read_evaluation(self, logs: dict[str, float]) -> dict[str, Any]:
+        if "eval_loss" not in logs:
+            return {}
+        data: dict[str, Any] = {}
+        # Every evaluation covers the whole validation file, so it is the full one as well.
+        for key, name in {"loss": "loss", **self._reported}.items():
+            if (value := logs.get(f"eval_{key}")) is not None:
+                data |= {f"valid_{name}": value, f"full_valid_{name}": value}
+        return data

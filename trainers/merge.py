@@ -23,7 +23,14 @@ from typing import Any
 
 import torch
 
-from trainers.adapters import attach_adapter, find_stop_ids, load_model, load_tokenizer
+from trainers.adapters import (
+    TRAINED_HEAD_KEY,
+    Head,
+    attach_adapter,
+    find_stop_ids,
+    load_model,
+    load_tokenizer,
+)
 from trainers.artifacts import Refused, count_bytes, digest_folder, publish_folder, report_outcome, write_json
 from trainers.specs import SpecError, load_run_spec
 
@@ -49,10 +56,11 @@ def merge_run(run_dir: Path, *, out_dir: Path) -> dict[str, Any]:
     base_dir = Path(spec.model_dir)
     if spec.model_digest and digest_folder(base_dir) != spec.model_digest:
         raise Refused("wrong_base", f"{base_dir} is no longer the model that the run was trained on.")
-    return merge_adapter(base_dir, adapter_dir=run_dir / "output", out_dir=out_dir)
+    head: Head = "score" if spec.method == "reward" else "lm"
+    return merge_adapter(base_dir, adapter_dir=run_dir / "output", out_dir=out_dir, head=head)
 
 
-def merge_adapter(base_dir: Path, *, adapter_dir: Path, out_dir: Path) -> dict[str, Any]:
+def merge_adapter(base_dir: Path, *, adapter_dir: Path, out_dir: Path, head: Head = "lm") -> dict[str, Any]:
     """Merge, save, reload and verify. `out_dir` appears only when everything agreed."""
     if out_dir.exists():
         raise Refused("output_exists", f"{out_dir} already exists.")
@@ -60,7 +68,7 @@ def merge_adapter(base_dir: Path, *, adapter_dir: Path, out_dir: Path) -> dict[s
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
     try:
-        report = _merge_into(work_dir, base_dir=base_dir, adapter_dir=adapter_dir)
+        report = _merge_into(work_dir, base_dir=base_dir, adapter_dir=adapter_dir, head=head)
         publish_folder(work_dir, out_dir)
     except BaseException:
         shutil.rmtree(work_dir, ignore_errors=True)
@@ -68,13 +76,15 @@ def merge_adapter(base_dir: Path, *, adapter_dir: Path, out_dir: Path) -> dict[s
     return report
 
 
-def _merge_into(work_dir: Path, *, base_dir: Path, adapter_dir: Path) -> dict[str, Any]:
+def _merge_into(work_dir: Path, *, base_dir: Path, adapter_dir: Path, head: Head) -> dict[str, Any]:
     try:
         tokenizer = load_tokenizer(adapter_dir)
     except (ValueError, OSError) as error:
         raise Refused("no_tokenizer", f"The run's output has no tokenizer: {error}") from error
     prompts = [torch.tensor([ids]) for ids in encode_prompts(tokenizer)]
-    model = load_model(base_dir)
+    if head == "score":  # one number a text: more texts
+        prompts = [ids[:, :end] for ids in prompts for end in range(4, ids.shape[1] + 1, 4)]
+    model = load_model(base_dir, head=head)
     dtype = model.dtype
     adapted = attach_adapter(model, adapter_dir=adapter_dir, tokenizer=tokenizer)
     with adapted.disable_adapter():
@@ -91,11 +101,12 @@ def _merge_into(work_dir: Path, *, base_dir: Path, adapter_dir: Path) -> dict[st
     save_merged(model, work_dir, base_dir=base_dir, tokenizer=tokenizer)
     del model
     gc.collect()
-    verify_saved(work_dir, weights=weights, dtype=dtype, prompts=prompts, expected=merged_logits)
+    verify_saved(work_dir, head=head, weights=weights, dtype=dtype, prompts=prompts, expected=merged_logits)
     return report | {
         "digest": digest_folder(work_dir),
         "bytes": count_bytes(work_dir),
         "dtype": str(dtype).removeprefix("torch."),
+        "head": head,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -111,7 +122,7 @@ def encode_prompts(tokenizer: Any) -> list[list[int]]:
 
 @torch.inference_mode()
 def compute_logits(model: Any, prompts: list[torch.Tensor]) -> torch.Tensor:
-    """Logits at every position of every prompt, [positions, vocabulary], computed in float32.
+    """Logits at every position of every prompt, [positions, vocabulary], or its score; in float32.
 
     Each layer that holds weights is widened to float32 just before it runs and narrowed right after: that
     loses nothing, and only one layer at a time costs the extra memory.
@@ -198,6 +209,13 @@ def save_merged(model: Any, folder: Path, *, base_dir: Path, tokenizer: Any) -> 
 
     if any("lora_" in name for name in model.state_dict()):
         raise Refused("merge_mismatch", "Adapter tensors are left in the merged model.")
+    if hasattr(model, "score"):
+        setattr(model.config, TRAINED_HEAD_KEY, True)
+        # Of the texts of a batch, the score is read at the last token that is not this one.
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
     model.generation_config = GenerationConfig()  # replaced below: saving would judge the base's settings
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -211,13 +229,14 @@ def save_merged(model: Any, folder: Path, *, base_dir: Path, tokenizer: Any) -> 
 def verify_saved(
     folder: Path,
     *,
+    head: Head,
     weights: dict[str, str],
     dtype: torch.dtype,
     prompts: list[torch.Tensor],
     expected: torch.Tensor,
 ) -> None:
     """Read the saved folder back. Raises Refused unless it is the model that was in memory."""
-    model = load_model(folder)
+    model = load_model(folder, head=head)
     if model.dtype != dtype:
         raise Refused("reload_mismatch", f"Saved as {model.dtype}, merged as {dtype}.")
     reloaded = digest_weights(model)

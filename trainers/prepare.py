@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from typing import Any
 from trainers.artifacts import digest_file, write_json
 from trainers.checkpoints import Checkpoint, latest_valid, sync
 from trainers.events import Events
+from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
-from trainers.rows import Row, RowError, Rows
-from trainers.specs import RunSpec, SpecError, load_run_spec
+from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.rows import RowError, Rows
+from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 
-CODE_VERSION = 1  # raise it when the same input would be encoded differently
+CODE_VERSION = 2  # raise it when the same input would be encoded differently
 ROWS_FILE = "rows.arrow"
 INFO_FILE = "info.json"
 _BATCH_ROWS = 64
@@ -38,6 +41,14 @@ _TOKENIZER_FILES = (
 )
 
 log = logging.getLogger("trainers.prepare")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file and the format that the check of its rows found; None: to be found again."""
+
+    path: Path
+    format: str | None
 
 
 @dataclass
@@ -59,8 +70,9 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
     events.phase("preparing")
     from trainers.data import load_tokenizer  # only now: what is wrong with the spec is told without torch
 
-    tokenizer = load_tokenizer(spec.model_dir)
-    train_dir, counts, train_hit = encode_file(spec.train_file, tokenizer, spec=spec, events=events)
+    tokenizer = load_tokenizer(spec.model_dir, for_chat=METHODS[spec.method].learns_from != "document")
+    train = InputFile(spec.train_file, spec.train_format)
+    train_dir, counts, train_hit = encode_file(train, tokenizer, spec=spec, events=events)
     prepared: dict[str, Any] = {
         "train": str(train_dir),
         "validation": None,
@@ -68,9 +80,8 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
         "cache_hit": {"train": train_hit},
     }
     if spec.validation_file:
-        folder, validation_counts, hit = encode_file(
-            spec.validation_file, tokenizer, spec=spec, events=events
-        )
+        validation = InputFile(spec.validation_file, spec.validation_format)
+        folder, validation_counts, hit = encode_file(validation, tokenizer, spec=spec, events=events)
         prepared["validation"] = str(folder)
         prepared["validation_counts"] = asdict(validation_counts)
         prepared["cache_hit"]["validation"] = hit
@@ -94,29 +105,34 @@ def pick_checkpoint(run_dir: Path, *, spec: RunSpec, events: Events) -> Checkpoi
     return found
 
 
-def encode_file(path: Path, tokenizer: Any, *, spec: RunSpec, events: Events) -> tuple[Path, Counts, bool]:
+def encode_file(
+    source: InputFile, tokenizer: Any, *, spec: RunSpec, events: Events
+) -> tuple[Path, Counts, bool]:
     """(folder of the encoded file in the cache, its counts, whether it was there already)."""
-    settings = spec.supervised().model_dump(include={"max_length", "train_on_inputs"})
-    key = _cache_key(path, spec=spec, chat_template=str(tokenizer.chat_template), settings=settings)
+    settings = spec.settings().model_dump(include=METHODS[spec.method].shaping)
+    key = _cache_key(source, spec=spec, chat_template=str(tokenizer.chat_template), settings=settings)
     folder = spec.cache_dir / "tokenized" / key
     counts = _read_cached(folder)
     hit = counts is not None
     if counts is None:
-        counts = _encode_into(folder, path, tokenizer=tokenizer, spec=spec, settings=settings)
-    _report(counts, events=events, settings=settings, path=path, hit=hit)
+        counts = _encode_into(folder, source, tokenizer=tokenizer, spec=spec, settings=settings)
+    limit = METHODS[spec.method].row_length(spec.settings())
+    _report(counts, events=events, limit=limit, path=source.path, hit=hit)
     if counts.used == 0:
         raise DataError(
-            f"none of the {counts.rows} rows has a token to train on within "
-            f"max_length {settings['max_length']}: raise max_length"
+            f"none of the {counts.rows} rows has a token to train on within max_length {limit}: "
+            "raise max_length"
         )
     return folder, counts, hit
 
 
-def _cache_key(path: Path, *, spec: RunSpec, chat_template: str, settings: dict[str, Any]) -> str:
+def _cache_key(source: InputFile, *, spec: RunSpec, chat_template: str, settings: dict[str, Any]) -> str:
     names = {file for pattern in _TOKENIZER_FILES for file in spec.model_dir.glob(pattern) if file.is_file()}
     key = {
         "code": CODE_VERSION,
-        "content": digest_file(path),
+        "learns_from": METHODS[spec.method].learns_from,
+        "format": source.format if source.format == PLAIN_TEXT else None,
+        "content": digest_file(source.path),
         "tokenizer": {file.name: digest_file(file) for file in sorted(names)},
         "chat_template": chat_template,
         "settings": settings,
@@ -138,16 +154,15 @@ def _read_cached(folder: Path) -> Counts | None:
 
 
 def _encode_into(
-    folder: Path, path: Path, *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
+    folder: Path, source: InputFile, *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
 ) -> Counts:
     """Encodes a file beside its place in the cache, then moves it there."""
-    from trainers.data import Encoder, find_stop_ids
-
-    encoder = Encoder(tokenizer, stop_ids=find_stop_ids(tokenizer, spec.model_dir), **settings)
+    encoder = _make_encoder(tokenizer, spec=spec, settings=settings)
     work = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     work.mkdir(parents=True)
     try:
-        counts = _write_rows(work / ROWS_FILE, Rows(path), encoder=encoder)
+        rows = Rows(source.path, plain_text=source.format == PLAIN_TEXT)
+        counts = _write_rows(work / ROWS_FILE, rows, encoder=encoder, method=spec.method)
         info = {"bytes": (work / ROWS_FILE).stat().st_size, "counts": asdict(counts)}
         write_json(work / INFO_FILE, info)
         sync(work)
@@ -162,32 +177,54 @@ def _encode_into(
     return counts
 
 
-def _write_rows(target: Path, rows: Rows, *, encoder: Any) -> Counts:
+def _make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
+    """The encoder of what the method learns from."""
+    from trainers.data import ConversationEncoder, find_stop_ids
+    from trainers.packing import PackingEncoder
+    from trainers.pairs import PairEncoder
+    from trainers.prompts import PromptEncoder
+
+    kind = METHODS[spec.method].learns_from
+    if kind == "document":
+        return PackingEncoder(tokenizer, **settings)
+    if kind == "prompt":
+        return PromptEncoder(tokenizer, **settings)
+    encoder = PairEncoder if kind == "preference" else ConversationEncoder
+    return encoder(tokenizer, stop_ids=find_stop_ids(tokenizer, spec.model_dir), **settings)
+
+
+def _write_rows(target: Path, rows: Rows, *, encoder: Encoder, method: str) -> Counts:
     import pyarrow
 
-    token_list = pyarrow.list_(pyarrow.int32())
-    schema = pyarrow.schema({"input_ids": token_list, "labels": token_list})
+    schema = pyarrow.schema({name: pyarrow.list_(pyarrow.int32()) for name in encoder.columns})
     counts = Counts()
+
+    def write(stream: Any, examples: Iterator[Example]) -> None:
+        kept = [example for example in examples if _count(example, counts)]
+        columns = {name: [example.columns[name] for example in kept] for name in encoder.columns}
+        stream.write_table(pyarrow.table(columns, schema=schema))
+
     with target.open("wb") as file:
         with pyarrow.ipc.new_stream(file, schema) as stream:
-            for batch in _batches(rows):
-                kept = [example for example in encoder.encode(batch) if _count(example, counts)]
-                columns = {
-                    "input_ids": [example.input_ids for example in kept],
-                    "labels": [example.labels for example in kept],
-                }
-                stream.write_table(pyarrow.table(columns, schema=schema))
+            for batch in _batches(rows, method=method):
+                write(stream, encoder.encode(batch))
+            write(stream, encoder.finish())
         file.flush()
         os.fsync(file.fileno())
     counts.blank_lines = rows.blank_lines
     return counts
 
 
-def _batches(rows: Rows) -> Any:
-    batch: list[Row] = []
+def _batches(rows: Rows, *, method: str) -> Iterator[list[AnyRow]]:
+    batch: list[AnyRow] = []
     for row in rows:
         if isinstance(row, RowError):
             raise DataError(f"line {row.line}: {row.message}")
+        if not METHODS[method].takes(rows.kind):
+            wanted = METHODS[method].learns_from
+            raise DataError(
+                f"line {row.line}: this is a {rows.kind} row, but {method} learns from {wanted} rows"
+            )
         batch.append(row)
         if len(batch) == _BATCH_ROWS:
             yield batch
@@ -196,24 +233,23 @@ def _batches(rows: Rows) -> Any:
         yield batch
 
 
-def _count(example: Any, counts: Counts) -> bool:
+def _count(example: Example, counts: Counts) -> bool:
     """Adds an example to the counts; False when there is nothing in it to train on."""
-    trainable = example.n_trainable
     counts.rows += 1
     counts.longest = max(counts.longest, example.full_length)
-    counts.truncated += example.full_length > len(example.input_ids)
-    if not trainable:
+    counts.truncated += example.was_cut
+    if not example.n_trainable:
         counts.dropped += 1
         if len(counts.dropped_lines) < _LISTED_LINES:
             counts.dropped_lines.append(example.line)
         return False
     counts.used += 1
-    counts.tokens += len(example.input_ids)
-    counts.trainable_tokens += trainable
+    counts.tokens += example.n_tokens
+    counts.trainable_tokens += example.n_trainable
     return True
 
 
-def _report(counts: Counts, *, events: Events, settings: dict[str, Any], path: Path, hit: bool) -> None:
+def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool) -> None:
     events.message(
         f"{counts.used} of {counts.rows} rows, {counts.tokens} tokens, "
         f"{counts.trainable_tokens} of them trained" + (" (already tokenized)" if hit else ""),
@@ -221,7 +257,6 @@ def _report(counts: Counts, *, events: Events, settings: dict[str, Any], path: P
         file=path.name,
         cache_hit=hit,
     )
-    limit = settings["max_length"]
     if counts.truncated:
         events.message(
             f"{counts.truncated} rows are longer than max_length {limit} and were cut; the longest has "

@@ -90,6 +90,17 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(value) for value in values]
 
 
+def sum_ranks(values: Any) -> Any:
+    """A tensor's sum over the ranks, on every rank; the tensor itself is left as it was."""
+    from torch import distributed
+
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total
+
+
 def from_first_rank(value: Any) -> Any:
     """The first rank's value, on every rank."""
     import torch

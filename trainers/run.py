@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers import checkpoints
+from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint, Corrupt
 from trainers.events import Events
 from trainers.exits import BAD_DATA_EXIT, BadCheckpoint, Outcome, PeerLost, explain, write_exit
@@ -27,7 +28,13 @@ from trainers.ranks import (
 )
 from trainers.specs import RunSpec, SpecError, load_run_spec
 
-METHODS = {"supervised": "trainers.sft"}
+MODULES = {
+    "pretraining": "trainers.pretrain",
+    "supervised": "trainers.sft",
+    "reward": "trainers.reward",
+    "dpo": "trainers.dpo",
+    "ppo": "trainers.ppo",
+}
 _POLL_S = 0.2
 
 log = logging.getLogger("trainers.run")
@@ -85,10 +92,9 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
     if any_rank(stop.requested)[0]:
         outcome.reason, outcome.message = "stopped", "asked to stop before training began"
         return
-    method = importlib.import_module(METHODS[spec.method])
-    method.train(
-        run_dir, spec=spec, prepared=prepared, resume=resume, events=events, stop=stop, outcome=outcome
-    )
+    attempt = Attempt(run_dir, spec=spec, events=events, stop=stop, outcome=outcome)
+    method = importlib.import_module(MODULES[spec.method])
+    method.train(attempt, prepared=prepared, resume=resume)
 
 
 def _obtain_prepared(run_dir: Path, *, events: Events) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks a training file: `python -m trainers.validate FILE --method supervised --report OUT.json`.
+"""Checks a training file: `python -m trainers.validate FILE [--plain-text] --report OUT.json`.
 
 Errors in the data are findings, so they go into the report and the exit status is 0.
 """
@@ -10,14 +10,13 @@ from typing import Any
 
 from trainers.artifacts import write_json
 from trainers.rows import RowError, Rows
-from trainers.specs import METHODS
 
 MAX_ERRORS = 100
 
 
-def check_file(path: Path, *, max_errors: int = MAX_ERRORS) -> dict[str, Any]:
-    """Counts and errors of a file: rows, format, blank_lines, n_errors and the first of the errors."""
-    rows = Rows(path)
+def check_file(path: Path, *, plain_text: bool = False, max_errors: int = MAX_ERRORS) -> dict[str, Any]:
+    """Counts and errors of a file: rows, format, kind, blank_lines, n_errors and the first of the errors."""
+    rows = Rows(path, plain_text=plain_text)
     errors = []
     n_errors = 0
     for row in rows:
@@ -28,6 +27,7 @@ def check_file(path: Path, *, max_errors: int = MAX_ERRORS) -> dict[str, Any]:
     return {
         "rows": rows.n_rows,
         "format": rows.format,
+        "kind": rows.kind,
         "blank_lines": rows.blank_lines,
         "errors": errors,
         "n_errors": n_errors,
@@ -37,10 +37,10 @@ def check_file(path: Path, *, max_errors: int = MAX_ERRORS) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers.validate")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--method", choices=METHODS, default="supervised")
+    parser.add_argument("--plain-text", action="store_true", help="a line is a document")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args(arguments)
-    write_json(options.report, check_file(options.file))
+    write_json(options.report, check_file(options.file, plain_text=options.plain_text))
     return 0
 
 

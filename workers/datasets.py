@@ -66,9 +66,9 @@ def _fetch_and_check(
         sha256 = fetched["sha256"]
     report_path = scratch / "report.json"
     blob = blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, sha256)
-    argv = processes.module_command(
-        "trainers.validate", str(blob), "--method", "supervised", "--report", str(report_path)
-    )
+    argv = processes.module_command("trainers.validate", str(blob), "--report", str(report_path))
+    if file.filename.lower().endswith(".txt"):
+        argv.append("--plain-text")
     report = children.run_for_report(
         argv,
         report_path=report_path,

@@ -13,7 +13,7 @@ from db.models import Job
 from db.session import Database
 from db.settings import DatabaseSettings
 from db.tasks import Lease
-from workers import children, leases, processes, shutdown
+from workers import children, dispatch, leases, processes, shutdown
 from workers.settings import WorkerSettings
 from workers.train import run_dir_of
 
@@ -24,6 +24,7 @@ def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
     """Carry out the merge behind `lease`."""
     with contextlib.suppress(LeaseLost):
         _run(database, lease, settings)
+        dispatch.ring("train")  # other stages of its pipeline may have waited for it
 
 
 def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:

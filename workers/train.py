@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import blobs, jobs
+from db import blobs, jobs, registry
 from db.errors import LeaseLost
 from db.models import File, Job, Model
 from db.session import Database
@@ -152,10 +152,12 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
     job = session.get_one(Job, lease.subject_id)
     model = session.get_one(Model, job.model_pk)
 
-    def path_of(file_id: str) -> Path:
-        file = session.get_one(File, file_id)
+    def path_of(file: File) -> Path:
         return blobs.path_of(paths.blobs_dir, file.org_id, file.sha256)
 
+    train = session.get_one(File, job.training_file)
+    validation = session.get_one(File, job.validation_file) if job.validation_file else None
+    judge = _describe_judge(session, job, base=model)
     earlier = range(lease.token - 1, 0, -1)
     return specs.RunSpec(
         spec_version=specs.SPEC_VERSION,
@@ -168,8 +170,32 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         model_dir=Path(str(model.path)),
         model_id=model.id,
         model_digest=model.digest or "",
-        train_file=path_of(job.training_file),
-        validation_file=path_of(job.validation_file) if job.validation_file else None,
+        **judge,
+        train_file=path_of(train),
+        train_format=_format_of(train),
+        validation_file=path_of(validation) if validation else None,
+        validation_format=_format_of(validation) if validation else None,
         cache_dir=paths.cache_dir,
         resume_roots=[run_dir_of(job.id, token) / "checkpoints" for token in earlier],
     )
+
+
+def _describe_judge(session: Session, job: Job, *, base: Model) -> dict[str, Any]:
+    """The reward model of a ppo job; its adapter alone, where it stands on the very base of the policy."""
+    name = (job.resolved or {}).get("reward_model")
+    if name is None:
+        return {}
+    judge = registry.get_ready(session, name, org_id=job.org_id)
+    made_by = session.get(Job, judge.job_id) if judge.job_id else None
+    own_base = session.get(Model, made_by.model_pk) if made_by else None
+    same = own_base is not None and own_base.digest == base.digest and judge.adapter_path is not None
+    return {
+        "reward_model_dir": Path(str(judge.path)),
+        "reward_model_digest": judge.digest or "",
+        "reward_adapter_dir": Path(str(judge.adapter_path)) if same else None,
+    }
+
+
+def _format_of(file: File) -> str | None:
+    """How the rows are written, which plain text cannot tell by itself; None of files checked long ago."""
+    return (file.report or {}).get("format")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,11 +34,11 @@ def follow_job(client: Client, job_id: str) -> int:
         BarColumn(),
         TextColumn("{task.fields[summary]}"),
     )
-    with _detachable(job_id), Progress(*columns, console=out, transient=True) as progress:
+    with _detachable_job(job_id), Progress(*columns, console=out, transient=True) as progress:
         bar = progress.add_task(job["status"], total=None, summary="")
         while True:
             # The events are asked for after the job: when it is over, all of them are there.
-            for event in _insist(read_events, client, job_id, after=last_event_id):
+            for event in insist(read_events, client, job_id, after=last_event_id):
                 print_event(event)
                 last_event_id = event["id"]
                 losses |= _losses(event)
@@ -46,7 +46,7 @@ def follow_job(client: Client, job_id: str) -> int:
                 break
             _move_bar(progress, bar, job=job, losses=losses)
             time.sleep(http.POLL_EVERY_S)
-            job = _insist(client.get, path)
+            job = insist(client.get, path)
     return _conclude(job)
 
 
@@ -55,9 +55,9 @@ def follow_log(client: Client, job_id: str) -> int:
     path = locate("fine_tuning", "jobs", job_id)
 
     def is_over() -> bool:
-        return _insist(client.get, path)["status"] in TERMINAL
+        return insist(client.get, path)["status"] in TERMINAL
 
-    with _detachable(job_id):
+    with _detachable_job(job_id):
         for text in read_log(client, job_id, is_over=is_over):
             typer.echo(text, nl=False)
     return _conclude(client.get(path))
@@ -76,7 +76,7 @@ def read_log(client: Client, job_id: str, *, is_over: Callable[[], bool] = lambd
     while True:
         over = is_over()  # asked first: what was written before it is still read
         while True:
-            piece, headers = _insist(client.get_bytes, path, offset=offset_bytes)
+            piece, headers = insist(client.get_bytes, path, offset=offset_bytes)
             if attempt != (attempt := headers.get("x-attempt")) and offset_bytes:
                 offset_bytes = 0  # a new attempt writes a new log
                 continue
@@ -99,7 +99,7 @@ def print_event(event: dict[str, Any]) -> None:
     )
 
 
-def _insist(ask: Callable[Asked, Answer], *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
+def insist(ask: Callable[Asked, Answer], *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
     """Ask again for a while when the server is away for a moment."""
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
@@ -113,13 +113,17 @@ def _insist(ask: Callable[Asked, Answer], *args: Asked.args, **kwargs: Asked.kwa
 
 
 @contextmanager
-def _detachable(job_id: str) -> Iterator[None]:
-    """Ctrl-C ends the watching, not the job; say so."""
+def detachable(what: str, *, hint: str) -> Iterator[None]:
+    """Ctrl-C ends the watching, not what is watched; say so."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"The job goes on. Watch it with `residency jobs logs {job_id} -f`.")
+        errors.print(f"The {what} goes on. Watch it with `{hint}`.")
         raise typer.Exit(130) from None
+
+
+def _detachable_job(job_id: str) -> AbstractContextManager[None]:
+    return detachable("job", hint=f"residency jobs logs {job_id} -f")
 
 
 def _losses(event: dict[str, Any]) -> dict[str, float]:

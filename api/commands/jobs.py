@@ -32,6 +32,7 @@ def create(
     validation_file: Annotated[
         str | None, typer.Option(help="Id of a file to measure the loss on.", metavar="FILE_ID")
     ] = None,
+    method: Annotated[str, typer.Option(help="How to train; `residency methods` lists them.")] = "supervised",
     suffix: Annotated[str | None, typer.Option(help="Goes into the name of the result.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training file.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples an optimizer step sees.")] = None,
@@ -43,7 +44,7 @@ def create(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it is over.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a supervised fine-tuning job."""
+    """Submit a fine-tuning job."""
     named = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     hyperparameters = {name: value for name, value in named.items() if value is not None}
     for text in param or []:
@@ -58,7 +59,7 @@ def create(
         training_file=file,
         validation_file=validation_file,
         suffix=suffix,
-        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        method={"type": method, method: {"hyperparameters": hyperparameters}},
     )
     if as_json:
         print_json(job)

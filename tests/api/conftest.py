@@ -94,24 +94,31 @@ class World:
             tasks.finish(session, lease, outcome="done")
         return model_id
 
-    def file(self, *, checked: bool = True, purpose: str = "fine-tune", org_id: str = ORG) -> str:
-        """An uploaded file."""
+    def file(
+        self,
+        *,
+        checked: bool = True,
+        purpose: str = "fine-tune",
+        org_id: str = ORG,
+        kind: str = "conversation",
+    ) -> str:
+        """An uploaded file; `kind` is what its check found."""
         with BlobWriter(self.settings.blobs_dir, org_id) as writer:
             writer.write(ROWS)
             writer.sync()
             with self.database.write() as session:
                 file = files.create(session, writer, org_id=org_id, filename="rows.jsonl", purpose=purpose)
         if checked and purpose == "fine-tune":
-            self.check_file(file.id)
+            self.check_file(file.id, kind=kind)
         return file.id
 
-    def check_file(self, file_id: str, *, error: str | None = None) -> None:
+    def check_file(self, file_id: str, *, error: str | None = None, kind: str = "conversation") -> None:
         """What a worker does with a training file."""
         lease = self.claim("cpu")
         assert (lease.kind, lease.subject_id) == ("validate", file_id)
         with tasks.fenced(self.database, lease) as session:
             tasks.finish(session, lease, outcome="done")
-            files.record_check(session, file_id, report={"rows": 1}, error=error)
+            files.record_check(session, file_id, report={"rows": 1, "kind": kind}, error=error)
             jobs.files_checked(session, file_id)
 
     def start(self, job_id: str, *, resolved: dict[str, Any] | None = None) -> Lease:

@@ -109,7 +109,15 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
     job = client.get("/v1/fine_tuning/jobs").json()["data"][0]["id"]
     file = world.file()
     deployment = world.deploy(model)
-    real = {"{file_id}": file, "{job_id}": job, "{model_id}": model, "{deployment_id}": deployment}
+    stage = {"name": "s", "model": model, "training_file": file}
+    pipeline = client.post("/v1/pipelines", json={"name": "p", "stages": [stage]}).json()["id"]
+    real = {
+        "{file_id}": file,
+        "{job_id}": job,
+        "{model_id}": model,
+        "{deployment_id}": deployment,
+        "{pipeline_id}": pipeline,
+    }
     seen = 0
     for path, operations in client.app.openapi()["paths"].items():
         for placeholder, identifier in real.items():
@@ -121,8 +129,8 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
                 assert theirs.status_code == nobodys.status_code == 404, (method, path)
                 assert theirs.text.replace(identifier, "nobodys") == nobodys.text
                 seen += 1
-    assert seen == 17
-    for path in ("files", "fine_tuning/jobs", "deployments"):
+    assert seen == 19
+    for path in ("files", "fine_tuning/jobs", "deployments", "pipelines"):
         assert client.get(f"/v1/{path}", headers=as_stranger).json()["data"] == []
     bodies = [
         ("/v1/fine_tuning/jobs", {"model": "org/base", "training_file": file}),
@@ -132,8 +140,10 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
     ]
     for path, body in bodies:
         assert client.post(path, json=body, headers=as_stranger).status_code == 404, path
-    for path in ("files", "fine_tuning/jobs", "deployments"):
-        cursor = {"files": file, "fine_tuning/jobs": job, "deployments": deployment}[path]
+    told = client.post("/v1/pipelines", json={"name": "p", "stages": [stage]}, headers=as_stranger).json()
+    assert told["error"]["code"] in ("model_not_found", "not_found")
+    cursors = {"files": file, "fine_tuning/jobs": job, "deployments": deployment, "pipelines": pipeline}
+    for path, cursor in cursors.items():
         answer = client.get(f"/v1/{path}", params={"after": cursor}, headers=as_stranger)
         assert answer.status_code == 400, path
 

@@ -53,7 +53,7 @@ def test_a_checkpoint_has_the_name_of_the_model_to_be(client, world, body):
         "root": "org/base",
         "digest": "m10",
         "max_model_len": 2048,
-        "details": {"context_length": 2048},
+        "details": {"context_length": 2048, "head": "lm"},
         "error": None,
         "source": None,
     }

@@ -39,7 +39,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 def test_it_starts_fast_and_without_the_server() -> None:
-    heavy = ["torch", "sqlalchemy", "fastapi", "celery", "pydantic"]
+    heavy = ["torch", "sqlalchemy", "fastapi", "celery", "pydantic", "yaml"]
     code = f"import sys, api.cli; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -62,6 +62,9 @@ def test_a_new_job_has_every_key_of_the_reference(client, body):
         "user_provided_suffix": "v1",
         "usage_metrics": None,
         "shared_with_openai": False,
+        "ignored": {},
+        "pipeline_id": None,
+        "stage": None,
         "phase": None,
         "progress": None,
         "resources": {"nproc_per_node": 2, "nnodes": 1},
@@ -83,7 +86,7 @@ def test_older_spelling_and_generated_seed(client, body):
         ({"model": "nobody/knows"}, 404, "model_not_found", "model"),
         ({"training_file": "file-unknown"}, 404, "not_found", "training_file"),
         ({"validation_file": "file-unknown"}, 404, "not_found", "validation_file"),
-        ({"method": {"type": "dpo"}}, 400, "unsupported_value", "method.type"),
+        ({"method": {"type": "dreaming"}}, 400, "unsupported_value", "method.type"),
         ({"hyperparameters": {"n_epochs": 51}}, 400, "invalid_value", "hyperparameters.n_epochs"),
         ({"hyperparameters": {"n_epoch": 1}}, 400, "unknown_parameter", "hyperparameters.n_epoch"),
         (
@@ -124,6 +127,19 @@ def test_files_that_cannot_be_trained_on(client, world, body):
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["param"]) == (400, code, "training_file")
         assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_file_with_rows_of_another_kind(client, world, body):
+    pairs, unchecked = world.file(kind="preference"), world.file(checked=False)
+    error = client.post(JOBS, json=body | {"training_file": pairs}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert error["message"] == "the file has preference rows, but supervised learns from conversation rows"
+    assert create(client, body, training_file=pairs, method={"type": "dpo"})["status"] == "queued"
+
+    job = create(client, body, validation_file=unchecked)
+    world.check_file(unchecked, kind="document")
+    failed = client.get(f"{JOBS}/{job['id']}").json()
+    assert (failed["status"], failed["error"]["param"]) == ("failed", "validation_file")
 
 
 @on_both

@@ -24,6 +24,7 @@ from sqlalchemy import text
 from api.main import create_app
 from db import events, jobs, tasks
 from db.models import Job
+from db.new_jobs import NewJob
 from tests.stack import wait_for
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -57,7 +58,7 @@ def connect(address: str, world, **more: Any) -> httpx.Client:
 @pytest.fixture
 def job_id(world) -> str:
     """A queued job, with three events."""
-    new = jobs.NewJob(
+    new = NewJob(
         model=world.base_model(),
         training_file=world.file(),
         validation_file=None,

@@ -12,11 +12,14 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
+from db import pipelines
+from db.errors import NotFound
 from db.migrate import alembic_config, upgrade
 from db.migrate import run as migrate
 from db.models import Base
+from db.pipelines import NewStage
 from db.session import Database
-from tests.db.world import run_against_paused
+from tests.db.world import World, run_against_paused
 
 PROCESSES = 4
 UPGRADE = """
@@ -159,3 +162,24 @@ def test_processes_that_start_together_migrate_once(empty_url: str):
     database = Database(empty_url)
     assert tables(database) == {table.name for table in Base.metadata.sorted_tables}
     database.dispose()
+
+
+def test_pipelines_are_forgotten_by_the_schema_before_them(world: World):
+    file_id = world.add_file()
+    base = NewStage("a", world.new_job(file_id), {})
+    tuned = NewStage("b", world.new_job(file_id, seed=8), {"model": "a"})
+    with world.database.write() as session:
+        pipeline = pipelines.create(session, [base, tuned], name="p", org_id=world.org_id)
+        first, second = pipelines.stages_of(session, [pipeline], org_id=world.org_id)[pipeline.id]
+
+    migrate(world.database, command.downgrade, "0002")
+    with world.database.read() as session:
+        rows = session.execute(text("SELECT id, status FROM jobs")).all()
+        told = session.execute(text("SELECT DISTINCT job_id FROM events")).scalars().all()
+    assert [tuple(row) for row in rows] == [(first.job.id, "queued")]
+    assert told == [first.job.id]
+
+    upgrade(world.database)
+    assert world.job(first.job.id).pipeline_id is None
+    with pytest.raises(NotFound):
+        world.job(second.job.id)

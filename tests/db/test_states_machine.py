@@ -97,7 +97,7 @@ class JobMachine(RuleBasedStateMachine):
             record_check(session, file_id, error=None if good else "Line 1: not JSON")
         self.file_states[file_id] = "processed" if good else "error"
         for life in self.lives.values():
-            if file_id in life.files and life.status == "validating_files":
+            if file_id in life.files and life.status in ("waiting", "validating_files"):
                 self._files_looked_at(life)
 
     @rule(data=st.data())
@@ -110,7 +110,7 @@ class JobMachine(RuleBasedStateMachine):
             return
         self.world.cancel(life.id)
         waiting = [kind for kind, work in life.work.items() if work.status == "queued"]
-        if waiting or life.status in ("validating_files", "paused"):
+        if waiting or life.status in ("waiting", "validating_files", "paused"):
             for kind in waiting:
                 life.close(kind)
             life.move("cancelled")
@@ -301,7 +301,7 @@ class JobMachine(RuleBasedStateMachine):
         found = {self.file_states[file_id] for file_id in life.files}
         if "error" in found:
             life.move("failed")
-        elif found == {"processed"}:
+        elif found == {"processed"} and life.status != "waiting":
             life.work["train"] = Work(next(self.tasks_made))
             life.move("queued")
 
@@ -383,10 +383,11 @@ class JobMachine(RuleBasedStateMachine):
         assert counted.total() == len(self._leased("train")) + sum(self.unproven.values())
 
 
-def live_randomly(world: World, *, sequences: int, steps: int) -> None:
-    machine = type("BoundJobMachine", (JobMachine,), {"world": world})
+def live_randomly(
+    world: World, *, sequences: int, steps: int, machine: type[JobMachine] = JobMachine
+) -> None:
     run_state_machine_as_test(
-        machine,
+        type("BoundJobMachine", (machine,), {"world": world}),
         settings=settings(
             max_examples=sequences,
             stateful_step_count=steps,

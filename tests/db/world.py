@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from db import files, jobs, keys, tasks
 from db.blobs import BlobWriter
 from db.models import Attempt, Event, File, Job, Model, Org, Task
+from db.new_jobs import NewJob
 from db.session import Database, clock
 from db.tasks import Lease, Owner
 
@@ -72,18 +73,18 @@ class World:
     def delete_file(self, file_id: str, *, database: Database | None = None) -> None:
         files.delete(database or self.database, file_id, org_id=self.org_id, blobs_dir=self.blobs_dir)
 
-    def check(self, file_id: str, *, error: str | None = None) -> None:
+    def check(self, file_id: str, *, error: str | None = None, kind: str | None = None) -> None:
         """What a worker records after the check of a file."""
         with self.database.write() as session:
-            record_check(session, file_id, error=error)
+            record_check(session, file_id, error=error, kind=kind)
 
-    def add_file(self) -> str:
+    def add_file(self, content: bytes | None = None, *, kind: str | None = None) -> str:
         """The id of a checked training file."""
-        file = self.upload()
-        self.check(file.id)
+        file = self.upload(content)
+        self.check(file.id, kind=kind)
         return file.id
 
-    def new_job(self, training_file: str, **changes: Any) -> jobs.NewJob:
+    def new_job(self, training_file: str, **changes: Any) -> NewJob:
         values: dict[str, Any] = {
             "model": "base",
             "training_file": training_file,
@@ -94,7 +95,7 @@ class World:
             "resources": {"nproc_per_node": 1, "nnodes": 1},
             "seed": 7,
         }
-        return jobs.NewJob(**(values | changes))
+        return NewJob(**(values | changes))
 
     def add_job(self, training_file: str | None = None, **changes: Any) -> Job:
         """A job; it waits in the queue unless its file is unchecked."""
@@ -144,12 +145,13 @@ class World:
 
     def merge(self, lease: Lease) -> Job:
         with tasks.fenced(self.database, lease) as session:
+            judges = session.get_one(Job, lease.subject_id).method == "reward"
             return jobs.finish_merge(
                 session,
                 lease,
                 path=self.home / "merged",
                 adapter_path=self.home / "adapter",
-                report={"digest": "e" * 64, "bytes": 1},
+                report={"digest": "e" * 64, "bytes": 1, "head": "score" if judges else "lm"},
             )
 
     def give_back(self, lease: Lease, *, charge: bool = True) -> None:
@@ -202,10 +204,12 @@ def claim(session: Session, queue: str = "train", **changes: Any) -> Lease | Non
     return tasks.claim(session, queue=queue, **(values | changes))
 
 
-def record_check(session: Session, file_id: str, *, error: str | None = None) -> None:
+def record_check(
+    session: Session, file_id: str, *, error: str | None = None, kind: str | None = None
+) -> None:
     """The finishing transaction of a file check, without its task."""
     tasks.close_waiting(session, kind="validate", subject_id=file_id)
-    files.record_check(session, file_id, report={"rows": 3}, error=error)
+    files.record_check(session, file_id, report={"rows": 3, "kind": kind}, error=error)
     jobs.files_checked(session, file_id)
 
 

@@ -39,7 +39,9 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
     def make(
         name: str = "1",
         *,
+        method: str = "supervised",
         rows: list | None = None,
+        valid_rows: list | None = None,
         n_valid: int = 6,
         nproc: int = 1,
         resume_roots: tuple[Path, ...] = (),
@@ -51,14 +53,15 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
         rows = chat_rows(22) if rows is None else rows
         train, valid = run_dir / "train", run_dir / "valid"
         train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        valid.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(40 + n_valid)[40:]))
+        valid_rows = chat_rows(40 + n_valid)[40:] if valid_rows is None else valid_rows
+        valid.write_text("".join(json.dumps(row) + "\n" for row in valid_rows))
         wanted = {"batch_size": 4, "n_epochs": 2, "dtype": "float32", "save_steps": 4, "eval_steps": 4}
-        method = parse_method(None, wanted | hyperparameters)
+        asked = parse_method({"type": method, method: {"hyperparameters": wanted | hyperparameters}}, None)
         spec = RunSpec(
             job_id="ftjob-test",
             attempt=int(name) if name.isdigit() else 1,
-            method="supervised",
-            hyperparameters=resolve(method, n_examples=len(rows), seed=3, nproc_per_node=nproc),
+            method=method,
+            hyperparameters=resolve(asked, n_examples=len(rows), seed=3, nproc_per_node=nproc),
             seed=3,
             resources={"nproc_per_node": nproc},  # pyright: ignore[reportArgumentType]
             model_dir=model_dir,

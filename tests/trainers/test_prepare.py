@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import CHATML
-from trainers.data import IGNORED, Encoder, Example, find_stop_ids, load_tokenizer
+from trainers.data import IGNORED, ConversationEncoder, find_stop_ids, load_tokenizer
 from trainers.events import Events
+from trainers.examples import Example
 from trainers.exits import DataError
 from trainers.prepare import prepare
-from trainers.rows import Row
+from trainers.row_formats import Row
 
 TURNS = [
     {"role": "user", "content": "I have a fever."},
@@ -46,7 +47,7 @@ CHANGING = "{% if messages|length > 1 %}Long talk.\n{% endif %}" + CHATML
 def encode(model_dir: Path, messages: list[dict], **settings) -> tuple[Example, list[str]]:
     """The example, and the text of each stretch of it that is trained on."""
     tokenizer = load_tokenizer(model_dir)
-    encoder = Encoder(
+    encoder = ConversationEncoder(
         tokenizer, stop_ids=find_stop_ids(tokenizer, model_dir), **({"max_length": 512} | settings)
     )
     (example,) = encoder.encode([Row(1, messages)])
@@ -184,7 +185,7 @@ def test_rows_with_nothing_to_train_are_left_out_and_reported(make_run, rows_of,
 @pytest.mark.parametrize(
     ("rows", "settings", "part"),
     [
-        ([{"messages": [TURNS[0]]}], {}, "line 1: no assistant"),
+        ([{"messages": [TURNS[0]]}], {}, "line 1: this is a prompt row"),
         ([{"messages": TURNS}, '{"broken'], {}, "line 2: the line is not JSON"),
         ([{"messages": TURNS}], {"max_length": 16}, "raise max_length"),
     ],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.rows import MAX_LINE_BYTES, Row, RowError, Rows
+from trainers.row_formats import AnyRow, Row
+from trainers.rows import MAX_LINE_BYTES, RowError, Rows
 from trainers.validate import check_file
 
 USER = {"role": "user", "content": "Is it a fever?"}
@@ -16,7 +17,7 @@ ANSWER = {"role": "assistant", "content": "Yes."}
 GOOD = {"messages": [USER, ANSWER]}
 
 
-def first(path: Path) -> Row | RowError:
+def first(path: Path) -> AnyRow | RowError:
     return next(iter(Rows(path)))
 
 
@@ -63,8 +64,6 @@ def test_parts_roles_and_weights_are_kept(write_jsonl) -> None:
         ({"messages": [USER, {**ANSWER, "wieght": 1}]}, "did you mean 'weight'"),
         ({"messages": [{"from": "human", "value": "a"}]}, "did you mean 'role'"),
         ({"instruction": "a", "inputs": "lost", "output": "b"}, "did you mean 'input'"),
-        ({"messages": [USER]}, "no assistant message"),
-        ({"messages": [USER, ANSWER, USER]}, "last message must be the assistant's"),
         ({"messages": [ANSWER]}, "no user message before"),
         ({"messages": [USER, {"role": "tool", "content": "x"}, ANSWER]}, "not supported yet"),
         ({"messages": [USER, {**ANSWER, "tool_calls": []}]}, "not supported yet"),
@@ -76,8 +75,8 @@ def test_parts_roles_and_weights_are_kept(write_jsonl) -> None:
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "not null"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "only text parts"),
         ({"messages": []}, "at least one"),
-        ({"prompt": "a"}, "'completion' is missing"),
-        ({"chosen": "a", "rejected": "b"}, "preference"),
+        ({"completion": "a"}, "'prompt' is missing"),
+        ({"chosen": "a", "rejected": "b"}, "'prompt'"),
         ({"x": 1}, "unknown row"),
         ([GOOD], "array"),
         ('{"messages": [', "not JSON"),
@@ -94,6 +93,17 @@ def test_a_row_that_cannot_be_used_says_why(write_jsonl, row, part) -> None:
     assert isinstance(read, RowError), "was accepted"
     assert part in read.message
     assert read.line == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "part"),
+    [([USER], "no assistant message"), ([USER, ANSWER, USER], "last message must be the assistant's")],
+)
+def test_a_conversation_among_others_must_end_with_an_answer(write_jsonl, messages, part) -> None:
+    """Alone it would be a prompt."""
+    _, read = list(Rows(write_jsonl([GOOD, {"messages": messages}])))
+    assert isinstance(read, RowError)
+    assert part in read.message
 
 
 def test_errors_carry_their_line_and_blank_lines_count_as_lines(write_jsonl) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.specs import BASE_LEARNING_RATE, RunSpec, SpecError, load_run_spec, parse_method, resolve
+from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec, parse_method, resolve
 
 PATH = "method.supervised.hyperparameters"
 
@@ -22,7 +22,7 @@ def test_both_places_for_hyperparameters_mean_the_same() -> None:
 
 def test_names_of_the_reference_are_ours() -> None:
     given = {"num_train_epochs": 5.0, "lora_r": 8, "torch_dtype": "bf16", "lora_target": "q_proj, v_proj"}
-    asked = parse_method(None, given).supervised.hyperparameters
+    asked = parse_method(None, given).hyperparameters
     assert (asked.n_epochs, asked.lora_rank, asked.dtype) == (5, 8, "bfloat16")
     assert asked.target_modules == ["q_proj", "v_proj"]
 
@@ -37,7 +37,9 @@ def test_names_of_the_reference_are_ours() -> None:
         (None, {"learning_rate": float("nan")}, "hyperparameters.learning_rate", "invalid_value", "finite"),
         (None, {"lr": 0.1, "learning_rate": 0.1}, "hyperparameters.learning_rate", "invalid_value", "lr"),
         (ask(n_epochs=1), {"n_epochs": 1}, "hyperparameters", "invalid_value", "twice"),
-        (None, {"gradient_accumulation_steps": 2}, None, "unknown_parameter", "batch_size"),
+        (None, {"seed": 2}, "hyperparameters.seed", "unknown_parameter", "field of the job"),
+        (None, {"fp16": 1}, "hyperparameters.fp16", "invalid_value", "true or false"),
+        (None, {"fp16": True, "bf16": True}, "hyperparameters.bf16", "invalid_value", "fp16"),
         ({"type": "ppo9"}, None, "method.type", "unsupported_value", "supervised"),
         ({"supervised": {}}, None, "method.type", "missing_required_parameter", "missing"),
     ],
@@ -51,6 +53,40 @@ def test_a_wrong_wish_is_refused_by_name(
     assert part in caught.value.message
     if param:
         assert caught.value.param == param
+
+
+def test_what_the_service_decides_is_accepted_and_said_to_be_ignored() -> None:
+    reference = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "fp16": True,
+        "bf16": False,
+        "output_dir": "outputs-sft",
+        "device_map": "auto",
+        "report_to": "tensorboard",
+        "target_modules": "q_proj,v_proj,k_proj,o_proj",
+    }
+    method = parse_method(ask(**reference), None)
+    assert method.ignored.keys() == {"output_dir", "device_map", "report_to"}
+    resolved = resolve(method, n_examples=80, seed=1, nproc_per_node=2)
+    assert (resolved["micro_batch_size"], resolved["batch_size"], resolved["dtype"]) == (4, 16, "float16")
+    assert parse_method(method.to_request(), None).hyperparameters == method.hyperparameters
+
+
+def test_a_batch_is_said_in_one_way() -> None:
+    both = parse_method(None, {"batch_size": 8, "gradient_accumulation_steps": 2})
+    with pytest.raises(SpecError, match="give one"):
+        resolve(both, n_examples=80, seed=1)
+
+
+@pytest.mark.parametrize("kind", METHODS.values(), ids=lambda kind: kind.name)
+def test_every_method_has_its_own_parameters_and_resolves(kind) -> None:
+    resolved = resolve(parse_method({"type": kind.name}, None), n_examples=80, seed=1)
+    assert resolved.keys() == kind.resolved.model_fields.keys()
+    assert kind.row_length(kind.resolved.model_validate(resolved)) > 0
+    with pytest.raises(SpecError) as caught:
+        parse_method({"type": kind.name, kind.name: {"hyperparameters": {"lora_ranks": 1}}}, None)
+    assert caught.value.param == f"method.{kind.name}.hyperparameters.lora_ranks"
 
 
 def test_resolve_leaves_auto_only_to_the_machine() -> None:
@@ -68,7 +104,8 @@ def test_learning_rate_wins_over_its_multiplier() -> None:
         parse_method(None, {"learning_rate": 1e-4, "learning_rate_multiplier": 9}), n_examples=10, seed=1
     )
     assert resolved["learning_rate"] == 1e-4
-    assert resolved["learning_rate_multiplier"] == pytest.approx(1e-4 / BASE_LEARNING_RATE)
+    usual = METHODS["supervised"].base_learning_rate
+    assert resolved["learning_rate_multiplier"] == pytest.approx(1e-4 / usual)
 
 
 @pytest.mark.parametrize("nproc", [1, 2, 3, 8])

@@ -1,0 +1,115 @@
+"""/v1/methods: how models can be trained, and what may be asked of each method."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.method_schemas import MethodList, MethodObject, ParameterObject, RowFormat
+from trainers.specs import METHODS
+from trainers.specs.methods import MethodKind
+from trainers.specs.names import ALIASES, IGNORED
+
+router = APIRouter(prefix="/methods", tags=["Methods"])
+
+_QUESTION = {"role": "user", "content": "What does an MRI use?"}
+_ANSWER, _WORSE = "Strong magnets and radio waves.", "X-rays."
+# A row in each format, by what the rows are.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "conversation": {
+        "messages": {"messages": [_QUESTION, {"role": "assistant", "content": _ANSWER}]},
+        "sharegpt": {
+            "conversations": [
+                {"from": "human", "value": _QUESTION["content"]},
+                {"from": "gpt", "value": _ANSWER},
+            ]
+        },
+        "alpaca": {"instruction": _QUESTION["content"], "input": "", "output": _ANSWER},
+        "prompt_completion": {"prompt": _QUESTION["content"], "completion": _ANSWER},
+    },
+    "preference": {
+        "preference": {"prompt": _QUESTION["content"], "chosen": _ANSWER, "rejected": _WORSE},
+        "question_preference": {
+            "question": _QUESTION["content"],
+            "response_chosen": _ANSWER,
+            "response_rejected": _WORSE,
+        },
+        "openai_preference": {
+            "input": {"messages": [_QUESTION]},
+            "preferred_output": [{"role": "assistant", "content": _ANSWER}],
+            "non_preferred_output": [{"role": "assistant", "content": _WORSE}],
+        },
+    },
+    "prompt": {
+        "prompt": {"prompt": _QUESTION["content"]},
+        "question": {"question": _QUESTION["content"]},
+        "prompt_messages": {"messages": [_QUESTION]},
+    },
+    "document": {
+        "text": {"text": "An MRI uses strong magnets and radio waves."},
+        "plain_text": "An MRI uses strong magnets and radio waves.",
+    },
+}
+# Pydantic spells a bound by its own name where it cannot know that JSON schema's means the same.
+_BOUNDS = {
+    "minimum": ("minimum", "ge"),
+    "maximum": ("maximum", "le"),
+    "exclusive_minimum": ("exclusiveMinimum", "gt"),
+    "exclusive_maximum": ("exclusiveMaximum", "lt"),
+}
+
+
+@router.get("", summary="List methods")
+def list_methods() -> MethodList:
+    """Every method with its parameters, what it learns from, and the names that have no effect."""
+    return MethodList(data=[_describe(kind) for kind in METHODS.values()], ignored=IGNORED)
+
+
+def kinds_taken(kind: MethodKind) -> list[str]:
+    """Which rows a method can learn from, those that it is made for first."""
+    others = (rows for rows in EXAMPLES if rows != kind.learns_from and kind.takes(rows))
+    return [kind.learns_from, *others]
+
+
+def _describe(kind: MethodKind) -> MethodObject:
+    schema = kind.asked.model_json_schema()
+    required = schema.get("required", [])
+    return MethodObject(
+        name=kind.name,
+        summary=kind.summary,
+        learns_from=kind.learns_from,
+        row_formats=[
+            RowFormat(name=name, example=row)
+            for rows in kinds_taken(kind)
+            for name, row in EXAMPLES[rows].items()
+        ],
+        parameters=[
+            _describe_parameter(name, field, definitions=schema.get("$defs", {}), required=name in required)
+            for name, field in schema["properties"].items()
+        ],
+    )
+
+
+def _describe_parameter(
+    name: str, field: dict[str, Any], *, definitions: dict[str, Any], required: bool
+) -> ParameterObject:
+    branches = [_follow(branch, definitions) for branch in field.get("anyOf", [field])]
+    branches = [branch for branch in branches if branch.get("type") != "null"]
+    strings = [branch for branch in branches if branch.get("type") == "string"]
+    choices = [word for branch in strings for word in branch.get("enum", [branch.get("const")])]
+    bounds = {
+        bound: next((branch[key] for branch in branches for key in keys if key in branch), None)
+        for bound, keys in _BOUNDS.items()
+    }
+    return ParameterObject(
+        name=name,
+        types=list(dict.fromkeys(branch["type"] for branch in branches)),
+        choices=choices if choices and None not in choices else None,
+        required=required,
+        default=field.get("default"),
+        aliases=[alias for alias, ours in ALIASES.items() if ours == name],
+        **bounds,
+    )
+
+
+def _follow(branch: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    return definitions[branch["$ref"].rpartition("/")[2]] if "$ref" in branch else branch

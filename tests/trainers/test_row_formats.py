@@ -1,0 +1,165 @@
+"""Every format that rows are written in, what it becomes, and what is wrong with those that come near."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainers.row_formats import FORMATS, Document, Pair, Row
+from trainers.rows import RowError, Rows
+
+CHAT = [{"role": "user", "content": "Q"}]
+TURNS = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+SYSTEM = {"role": "system", "content": "S"}
+PAIR = {"question": "Q", "response_chosen": "A", "response_rejected": "B"}
+
+
+def read(write_jsonl, row) -> tuple[Row | Pair | Document | RowError, Rows]:
+    rows = Rows(write_jsonl([row]))
+    (only,) = list(rows)
+    return only, rows
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "messages"),
+    [
+        ({"conversations": TURNS}, "sharegpt", [*CHAT, {"role": "assistant", "content": "A"}]),
+        (
+            {"conversations": TURNS, "system": "S"},
+            "sharegpt",
+            [SYSTEM, *CHAT, {"role": "assistant", "content": "A"}],
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "S"}, *TURNS], "tools": ""},
+            "sharegpt",
+            [SYSTEM, *CHAT, {"role": "assistant", "content": "A"}],
+        ),
+        (
+            {"instruction": "Q", "output": "A", "system": "S"},
+            "alpaca",
+            [SYSTEM, *CHAT, {"role": "assistant", "content": "A"}],
+        ),
+    ],
+)
+def test_conversations(write_jsonl, row, name, messages) -> None:
+    got, rows = read(write_jsonl, row)
+    assert got == Row(1, messages)
+    assert (rows.format, rows.kind) == (name, "conversation")
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "prompt"),
+    [
+        (PAIR, "question_preference", CHAT),
+        ({**PAIR, "system": "", "history": []}, "question_preference", CHAT),
+        (
+            {**PAIR, "system": "S", "history": [["q", "a"]]},
+            "question_preference",
+            [SYSTEM, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, *CHAT],
+        ),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "preference", CHAT),
+        (
+            {
+                "prompt": CHAT,
+                "chosen": [{"role": "assistant", "content": "A"}],
+                "rejected": [{"role": "assistant", "content": "B"}],
+            },
+            "preference",
+            CHAT,
+        ),
+        (
+            {"conversations": TURNS[:1], "system_prompt": "S", "chosen": "A", "rejected": "B"},
+            "preference",
+            [SYSTEM, *CHAT],
+        ),
+        (
+            {
+                "input": {"messages": CHAT, "tools": []},
+                "preferred_output": [{"role": "assistant", "content": "A"}],
+                "non_preferred_output": [{"role": "assistant", "content": "B"}],
+            },
+            "openai_preference",
+            CHAT,
+        ),
+    ],
+)
+def test_preferences(write_jsonl, row, name, prompt) -> None:
+    got, rows = read(write_jsonl, row)
+    assert got == Pair(1, prompt, "A", "B")
+    assert (rows.format, rows.kind) == (name, "preference")
+
+
+def test_documents(write_jsonl) -> None:
+    got, rows = read(write_jsonl, {"text": " two\nlines ", "meta": {"url": 1}})
+    assert got == Document(1, " two\nlines ")
+    assert (rows.format, rows.kind) == ("text", "document")
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        (
+            {"question": "Q", "reponse_chosen": "A", "response_rejected": "B"},
+            "did you mean 'response_chosen'?",
+        ),
+        ({**PAIR, "response_chosen": None}, "'response_chosen' must be a text, not null"),
+        ({**PAIR, "response_rejected": "A"}, "the same"),
+        ({**PAIR, "response_rejected": " "}, "empty"),
+        ({**PAIR, "history": [["only a question"]]}, "history[0] must be a question and its answer"),
+        ({**PAIR, "history": "none"}, "'history' must be a list, not a text"),
+        ({"chosen": "A", "rejected": "B"}, "'prompt' must be a text"),
+        ({"prompt": [{"role": "assistant", "content": "A"}], "chosen": "A", "rejected": "B"}, "the user's"),
+        ({"conversations": TURNS, "chosen": "A", "rejected": "B"}, "the last message must be the user's"),
+        ({"prompt": "Q", "chosen": CHAT, "rejected": "B"}, "'chosen' must be one assistant message"),
+        ({"input": "Q", "preferred_output": [], "non_preferred_output": []}, "an object with 'messages'"),
+        ({"conversations": TURNS[:1]}, "no assistant message"),
+        ({"conversations": [{"from": "human"}]}, "conversations[0]: 'value' is missing"),
+        ({"conversations": [{"from": "human", "valu": "Q"}]}, "is it 'valu'?"),
+        ({"conversations": [{"from": "tool", "value": "x"}]}, "not supported yet"),
+        ({"conversations": [{"from": "me", "value": "x"}]}, "unknown speaker 'me'"),
+        ({"conversations": TURNS, "tools": "[{}]"}, "tools are not supported yet"),
+        ({"text": ""}, "'text' is empty"),
+        ({"texts": "x"}, "did you mean 'text'?"),
+    ],
+)
+def test_what_comes_near_is_told_apart(write_jsonl, row, part) -> None:
+    got, _ = read(write_jsonl, row)
+    assert isinstance(got, RowError), "was accepted"
+    assert part in got.message
+
+
+def test_a_conversation_without_its_answer_is_a_fault_among_conversations(write_jsonl) -> None:
+    rows = list(
+        Rows(write_jsonl([{"messages": [*CHAT, {"role": "assistant", "content": "A"}]}, {"messages": CHAT}]))
+    )
+    assert isinstance(rows[1], RowError)
+    assert "no assistant message" in rows[1].message
+
+
+def test_formats_do_not_mix(write_jsonl) -> None:
+    rows = list(Rows(write_jsonl([PAIR, {"prompt": "Q", "chosen": "A", "rejected": "B"}])))
+    assert isinstance(rows[1], RowError)
+    assert "the rows before it are" in rows[1].message
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_tells_its_own_rows(name: str) -> None:
+    """No earlier format takes a row that has just the keys of a later one."""
+    row = {"messages": CHAT} if name == "prompt_messages" else dict.fromkeys(FORMATS[name].required, "x")
+    earlier = list(FORMATS)[: list(FORMATS).index(name)]
+    assert FORMATS[name].matches(row)
+    assert not any(FORMATS[other].matches(row) for other in earlier)
+
+
+def test_real_rows_are_read(tmp_path: Path) -> None:
+    """Rows as data sets of the reference's pipeline have them, line ends and spare keys included."""
+    lines = [
+        json.dumps(
+            {"instruction": "为给定的句子生成一个同义句。", "input": "", "output": "好的。"},
+            ensure_ascii=False,
+        ),
+        json.dumps({"instruction": "Sum", "input": "1 2", "output": "3", "source": "x", "id": 7}),
+    ]
+    path = tmp_path / "rows"
+    path.write_bytes("\r\n".join(lines).encode())
+    assert [type(row) for row in Rows(path)] == [Row, Row]

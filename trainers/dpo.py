@@ -1,0 +1,64 @@
+"""Direct preference optimization (Rafailov et al. 2023); the reference is the model with its adapter off."""
+
+from typing import Any, ClassVar
+
+from transformers import AutoModelForCausalLM
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from trainers import recipe
+from trainers.attempt import Attempt
+from trainers.checkpoints import Checkpoint
+from trainers.data import load_tokenizer
+from trainers.loop import Guarded
+from trainers.specs.methods import ResolvedDpo
+
+
+def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
+    """Trains an adapter into RUN_DIR/output, or until asked to stop."""
+    attempt.events.phase("loading")
+    settings = attempt.spec.settings()
+    assert isinstance(settings, ResolvedDpo)
+    train_rows = recipe.load_rows(prepared["train"])
+    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    tokenizer = load_tokenizer(attempt.spec.model_dir)
+    recipe.ensure_pad_token(tokenizer)
+    arguments = recipe.common_arguments(
+        attempt,
+        dtype=dtype,
+        n_rows=len(train_rows),
+        evaluates=valid_rows is not None,
+        resumes=resume is not None,
+    )
+    trainer = PreferenceTrainer(
+        model=recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype),
+        args=DPOConfig(
+            **arguments,
+            max_length=None,
+            beta=settings.beta,
+            loss_type=[settings.loss_type],
+            label_smoothing=settings.label_smoothing,
+        ),
+        train_dataset=train_rows,
+        eval_dataset=valid_rows,
+        processing_class=tokenizer,
+        peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM"),
+        attempt=attempt,
+        keep_checkpoints=settings.save_total_limit,
+    )
+    recipe.carry_out(trainer, resume=resume, dtype=dtype)
+
+
+class PreferenceTrainer(Guarded, DPOTrainer):
+    """TRL's trainer on rows that are tokenized already."""
+
+    reported: ClassVar = {
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "rewards/chosen": "reward_chosen",
+        "rewards/rejected": "reward_rejected",
+    }
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset

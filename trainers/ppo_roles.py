@@ -1,0 +1,177 @@
+"""One frozen base in three roles: policy (adapter), reference (adapter off) and values (a head).
+
+PEFT's traps: `set_adapter` and leaving `disable_adapter` switch gradients on and off, so every backward pass
+comes before the next change of role, and a frozen role is set with `inference_mode`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from trainers.ppo_losses import mask_responses
+
+POLICY = "default"  # PEFT saves only the adapter of this name where readers look
+_GENERATED_TOGETHER = 32  # sequences whose caches are in memory at once
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts padded on the left, each with a response padded on the right."""
+
+    tokens: Tensor  # [rows, prompt + response]
+    attention: Tensor  # as tokens: 1 on text, 0 on padding
+    n_prompt: int  # columns before the responses
+    mask: Tensor  # [rows, response]: true on a response's tokens
+    ended: Tensor  # [rows]: whether the response came to a stop token
+
+    @property
+    def responses(self) -> Tensor:
+        """[rows, response] token ids."""
+        return self.tokens[:, self.n_prompt :]
+
+    def take(self, rows: Any) -> "Texts":
+        """Some of the rows, by a slice or by their numbers."""
+        return Texts(
+            self.tokens[rows], self.attention[rows], self.n_prompt, self.mask[rows], self.ended[rows]
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the model says at each response token, [rows, response]; values and entropies of zero after it."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropies: Tensor
+
+
+class Policy:
+    """The base with its adapter, and a linear value head on its last hidden state.
+
+    The state is detached: the head learns from the policy without pulling at it, which costs no second
+    forward pass and keeps memory well below that of a value model. Dropout is off throughout:
+    with it, the ratio of new to old probabilities would be noise.
+    """
+
+    def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, stop_ids: list[int], pad_id: int):
+        self.model: Any = get_peft_model(base, lora)
+        self.base: Any = base
+        output: Any = base.get_output_embeddings()
+        self.head = torch.nn.Linear(output.weight.shape[1], 1, device=output.weight.device)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+        self.stop_ids, self.pad_id = stop_ids, pad_id
+        self._states: Tensor | None = None
+        output.register_forward_pre_hook(self._note_states)
+        self.model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.head.weight.device
+
+    @property
+    def adapter_parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained of the model, without the value head."""
+        return [p for name, p in self.model.named_parameters() if f".{POLICY}." in name]
+
+    @torch.no_grad()
+    def sample(self, prompts: list[list[int]], *, max_new_tokens: int) -> Texts:
+        """A response to each prompt, drawn from the policy as it is: temperature 1, nothing cut off."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=self.device)
+        attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]).to(ids)
+        # The model's own settings (top-k, penalties) would fill what is left open here.
+        self.base.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.pad_id,
+        )
+        chunks = [
+            self.model.generate(
+                input_ids=ids[start : start + _GENERATED_TOGETHER],
+                attention_mask=attention[start : start + _GENERATED_TOGETHER],
+                max_new_tokens=max_new_tokens,
+            )
+            for start in range(0, len(ids), _GENERATED_TOGETHER)
+        ]
+        width = max(chunk.shape[1] for chunk in chunks)
+        tokens = torch.full((len(ids), width), self.pad_id, device=self.device)
+        for i, chunk in enumerate(chunks):
+            start = i * _GENERATED_TOGETHER
+            tokens[start : start + len(chunk), : chunk.shape[1]] = chunk
+        mask, ended = mask_responses(tokens[:, longest:], self.stop_ids)
+        return Texts(tokens, torch.cat([attention, mask.to(attention)], 1), longest, mask, ended)
+
+    def predict(self, texts: Texts) -> Predicted:
+        """Log probability, value and entropy at each response token, [rows, response].
+
+        Not taken from the sampling: its cached arithmetic differs by more than a step of training does.
+        """
+        n_response = texts.mask.shape[1]
+        # One position earlier each: a token is predicted, and its state valued, before it is there.
+        logits = self.model(
+            input_ids=texts.tokens,
+            attention_mask=texts.attention,
+            position_ids=number_positions(texts.attention),
+            logits_to_keep=n_response + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        states, self._states = self._states, None
+        assert states is not None
+        logprobs, entropies = _read_logits(logits.float(), texts.responses)
+        values = self.head(states[:, -n_response - 1 : -1].detach().float()).squeeze(-1)
+        return Predicted(logprobs, values * texts.mask, entropies * texts.mask)
+
+    @torch.no_grad()
+    def predict_reference(self, texts: Texts) -> Tensor:
+        """Log probabilities under the base without the adapter, [rows, response]."""
+        with self.model.disable_adapter():
+            return self.predict(texts).logprobs
+
+    @contextmanager
+    def checkpointing(self, wanted: bool) -> Iterator[None]:
+        """Within it, activations are computed again in the backward pass instead of being kept."""
+        if not wanted:
+            yield
+            return
+        layers = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self.base.enable_input_require_grads()  # all that enters the layers is frozen otherwise
+        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in layers:
+            layer.training = True  # of the layer itself, not of the dropout in it
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+            self.base.gradient_checkpointing_disable()
+            self.base.disable_input_require_grads()
+
+    def _note_states(self, _module: Any, arguments: tuple[Any, ...]) -> None:
+        self._states = arguments[0]
+
+
+def number_positions(attention: Tensor) -> Tensor:
+    """Positions that count from the first token of a text, not from its padding."""
+    return (attention.cumsum(1) - 1).clamp(min=0)
+
+
+def _read_logits(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(log probability of each token, entropy without a gradient) from logits [rows, tokens, vocabulary]."""
+    norm = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
+    with torch.no_grad():
+        entropies = norm - (torch.softmax(logits, -1) * logits).sum(-1)
+    return logprobs, entropies

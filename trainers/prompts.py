@@ -1,0 +1,63 @@
+"""Prompts to token ids, each up to the point where the model's answer begins."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from jinja2 import TemplateError
+
+from trainers.examples import Example
+from trainers.exits import DataError
+from trainers.messages import Message
+from trainers.row_formats import Prompt, Row
+
+
+class PromptEncoder:
+    """A prompt of more than max_length tokens is left out: half a question deserves no answer.
+
+    Conversations serve as well: what comes before their last answer is the prompt. The messages are kept
+    beside the tokens, as bytes of JSON, for a reward model that has a template of its own.
+    """
+
+    columns = ("prompt_ids", "message_bytes")
+
+    def __init__(self, tokenizer: Any, *, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+
+    def encode(self, rows: list[Prompt | Row]) -> Iterator[Example]:
+        """One example a row, in order. Raises DataError, naming the line, where the template does not fit."""
+        for row in rows:
+            messages = plain_prompt(row)
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            except (TemplateError, TypeError) as error:
+                raise DataError(
+                    f"line {row.line}: the model's chat template refuses this conversation: {error}"
+                ) from error
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            fits = len(ids) <= self._max_length
+            yield Example(
+                row.line,
+                {"prompt_ids": ids, "message_bytes": list(json.dumps(messages).encode())},
+                n_tokens=len(ids),
+                n_trainable=len(ids) if fits else 0,
+                full_length=len(ids),
+            )
+
+    def finish(self) -> Iterator[Example]:
+        """Nothing is held back."""
+        return iter(())
+
+
+def plain_prompt(row: Prompt | Row) -> list[Message]:
+    """The messages up to the last of the user's."""
+    messages = row.messages if isinstance(row, Prompt) else row.messages[:-1]
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def read_messages(message_bytes: list[int]) -> list[Message]:
+    """The messages of a prepared row."""
+    return json.loads(bytes(message_bytes))

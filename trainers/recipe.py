@@ -1,0 +1,221 @@
+"""What every method does alike: before its first step, and after its last."""
+
+import re
+import shutil
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, TrainerState
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from trainers.artifacts import publish_folder, write_json
+from trainers.attempt import Attempt
+from trainers.checkpoints import Checkpoint
+from trainers.events import Events
+from trainers.loop import Guarded
+from trainers.prepare import ROWS_FILE
+from trainers.ranks import barrier, rank, world_size
+from trainers.specs import SpecError
+from trainers.specs.parameters import Resolved
+
+_LAYER_INDEX = re.compile(r"\.\d+\.")
+
+
+def load_base(auto_class: Any, attempt: Attempt, *, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
+    """The job's model, offline and without remote code. Raises SpecError for targets it does not have."""
+    spec = attempt.spec
+    model = auto_class.from_pretrained(
+        spec.model_dir,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **more,
+    )
+    check_targets(model, spec.settings().target_modules, method=spec.method)
+    return model
+
+
+def ensure_pad_token(tokenizer: Any) -> int:
+    """The id of the padding token; the end-of-text token where the tokenizer has none."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    pad_token_id: Any = tokenizer.pad_token_id
+    return int(pad_token_id)
+
+
+def configure_lora(settings: Resolved, *, task_type: str) -> LoraConfig:
+    """The adapter as the job wants it."""
+    return LoraConfig(
+        task_type=task_type,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType] - any number will do
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.target_modules,
+    )
+
+
+def common_arguments(
+    attempt: Attempt, *, dtype: torch.dtype, n_rows: int, evaluates: bool, resumes: bool
+) -> dict[str, Any]:
+    """Arguments of every trainer. Each one that the trainer would choose by itself is set."""
+    settings, seed = attempt.spec.settings(), attempt.spec.seed
+    cuda = torch.cuda.is_available()
+    per_pass = settings.micro_batch_size * world_size()
+    accumulation = settings.batch_size // per_pass
+    total_steps = settings.max_steps or settings.n_epochs * ceil(ceil(n_rows / per_pass) / accumulation)
+    checkpointing = cuda if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing
+    return {
+        "output_dir": str(attempt.run_dir / "checkpoints"),
+        "seed": seed,
+        "data_seed": seed,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "per_device_eval_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": total_steps,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": int(total_steps * settings.warmup_ratio),
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": checkpointing,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "logging_steps": settings.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would report the average of the good steps instead
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_on_start": evaluates and not resumes,
+        "eval_steps": settings.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "use_cpu": not cuda,
+        "ddp_backend": "gloo" if world_size() > 1 and not cuda else None,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": cuda,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+    }
+
+
+def carry_out(trainer: Guarded, *, resume: Checkpoint | None, dtype: torch.dtype) -> None:
+    """Trains into RUN_DIR/output, or until asked to stop; the outcome says which."""
+    attempt = trainer.attempt
+    outcome, events = attempt.outcome, attempt.events
+    if rank() == 0:
+        trainer.add_callback(Curves(SummaryWriter(str(attempt.run_dir / "tensorboard"))))
+    describe(trainer, dtype=dtype, events=events)
+    events.phase("training")
+    summary = trainer.train_from(resume)
+    if trainer.stopped_early:
+        outcome.reason = "stopped"
+        outcome.message = f"stopped after step {outcome.step} of {trainer.args.max_steps}"
+        return
+    events.phase("saving")
+    save_output(attempt.run_dir, trainer=trainer, summary=summary, metrics=outcome.metrics)
+    outcome.reason, outcome.message = "done", f"trained for {outcome.step} steps"
+
+
+class Curves(TensorBoardCallback):
+    """The curves alone: users may have the file, and the trainer's arguments are full of server paths."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def load_rows(folder: str) -> Dataset:
+    """Prepared rows."""
+    return Dataset.from_file(str(Path(folder) / ROWS_FILE))
+
+
+def choose_dtype(wanted: str, *, events: Events) -> torch.dtype:
+    """The type of the base model's weights and of its arithmetic; adapters stay in float32."""
+    cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        if cuda:
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32
+    if wanted == "float16" and not cuda:
+        events.message("float16 needs a GPU; training in bfloat16", level="warn", code="dtype_changed")
+        return torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+
+def check_targets(model: PreTrainedModel, names: str | list[str], *, method: str) -> None:
+    """Raises SpecError for a target module the model does not have."""
+    if isinstance(names, str):
+        return
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    heads = {"lm_head", "score"}
+    last_parts = sorted({name.rpartition(".")[2] for name in linear} - heads)
+    for name in names:
+        if name in ("lm_head", "score") or not any(
+            full == name or full.endswith(f".{name}") for full in linear
+        ):
+            raise SpecError(
+                f"target_modules: {name!r} cannot be adapted in this model, "
+                f"which has {', '.join(last_parts)}",
+                param=f"method.{method}.hyperparameters.target_modules",
+            )
+
+
+def describe(trainer: Guarded, *, dtype: torch.dtype, events: Events) -> None:
+    """Tells what "auto" came to on this machine."""
+    arguments, model = trainer.args, trainer.model
+    assert model is not None
+    adapted = {
+        _LAYER_INDEX.sub(".*.", name.removeprefix("base_model.model."))
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    events.message(
+        f"{trainable:,} trainable parameters, {arguments.max_steps} steps "
+        f"of {arguments.per_device_train_batch_size} rows x {arguments.gradient_accumulation_steps} passes "
+        f"x {world_size()} processes, "
+        f"{str(dtype).removeprefix('torch.')} on {arguments.device.type}",
+        code="configured",
+        trainable_parameters=trainable,
+        target_modules=sorted(adapted),
+        total_steps=arguments.max_steps,
+        micro_batch_size=arguments.per_device_train_batch_size,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        dtype=str(dtype).removeprefix("torch."),
+        device=arguments.device.type,
+    )
+
+
+class Trained(Protocol):
+    """What has been trained, and how it went."""
+
+    state: TrainerState
+
+    def write_adapter(self, folder: Path) -> None:
+        """Adapter and tokenizer. Every rank calls it."""
+        ...
+
+
+def save_output(
+    run_dir: Path, *, trainer: "Trained", summary: dict[str, float], metrics: dict[str, Any]
+) -> None:
+    """Publishes RUN_DIR/output: the adapter with its tokenizer, and what the reference's users look for."""
+    work, target = run_dir / "output.tmp", run_dir / "output"
+    if rank() == 0:
+        for leftover in (work, target):
+            shutil.rmtree(leftover, ignore_errors=True)
+    barrier()
+    trainer.write_adapter(work)
+    if rank() == 0:
+        trainer.state.save_to_json(str(work / "trainer_state.json"))
+        write_json(work / "train_results.json", summary)
+        if any(name.startswith("valid_") for name in metrics):
+            write_json(work / "eval_results.json", {k: v for k, v in metrics.items() if "valid" in k})
+        publish_folder(work, target)
+    barrier()

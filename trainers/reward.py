@@ -1,0 +1,110 @@
+"""Reward modeling: a scalar head on the job's model, trained so that preferred answers score higher.
+
+loss = -log sigmoid(score(chosen) - score(rejected)), both answers in one forward pass (Ouyang et al. 2022).
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForSequenceClassification, EvalPrediction, set_seed
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+
+from trainers import recipe
+from trainers.attempt import Attempt
+from trainers.checkpoints import Checkpoint
+from trainers.data import load_tokenizer
+from trainers.loop import Guarded
+
+
+def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
+    """Trains an adapter and a head into RUN_DIR/output, or until asked to stop."""
+    attempt.events.phase("loading")
+    spec, settings = attempt.spec, attempt.spec.settings()
+    train_rows = recipe.load_rows(prepared["train"])
+    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    tokenizer = load_tokenizer(spec.model_dir)
+    pad_token_id = recipe.ensure_pad_token(tokenizer)
+    set_seed(spec.seed)  # the head starts out random, and alike on every rank
+    model = recipe.load_base(AutoModelForSequenceClassification, attempt, dtype=dtype, num_labels=1)
+    arguments = recipe.common_arguments(
+        attempt,
+        dtype=dtype,
+        n_rows=len(train_rows),
+        evaluates=valid_rows is not None,
+        resumes=resume is not None,
+    )
+    trainer = PairwiseTrainer(
+        model=model,
+        args=RewardConfig(**arguments, max_length=None, remove_unused_columns=False, disable_dropout=False),
+        train_dataset=train_rows,
+        eval_dataset=valid_rows,
+        processing_class=tokenizer,
+        data_collator=JoiningCollator(pad_token_id=pad_token_id),
+        compute_metrics=describe_scores,
+        peft_config=recipe.configure_lora(settings, task_type="SEQ_CLS"),
+        attempt=attempt,
+        keep_checkpoints=settings.save_total_limit,
+    )
+    for parameter in trainer.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
+        if parameter.requires_grad:  # PEFT widens adapters, but not the head
+            parameter.data = parameter.data.float()
+    recipe.carry_out(trainer, resume=resume, dtype=dtype)
+
+
+class JoiningCollator(DataCollatorForPreference):
+    """Puts the prompt in front of both answers."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """{"prompt_ids", "chosen_ids", "rejected_ids"} a row to `input_ids` of [2 x rows, tokens]."""
+        joined = [
+            {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")}
+            for row in examples
+        ]
+        return super().torch_call(joined)
+
+
+class PairwiseTrainer(Guarded, RewardTrainer):
+    """Evaluates over all pairs at once, so that the result depends on neither batches nor ranks."""
+
+    reported: ClassVar = {
+        "accuracy": "accuracy",
+        "margin": "margin",
+        "mean_reward": "score_mean",
+        "std_reward": "score_std",
+    }
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset  # tokenized already
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(loss, scores of [rows, 2], labels that nobody reads)."""
+        self.check_stop()
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            result: Any = self.compute_loss(model, inputs, return_outputs=True)
+        loss, outputs = result
+        scores = torch.stack(torch.chunk(outputs.logits.squeeze(-1).float(), 2), dim=1)
+        return loss.detach(), scores, torch.zeros(len(scores), device=scores.device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL averages its evaluation metrics by batch; ours are in `logs` already."""
+        if "eval_accuracy" in logs:
+            self._metrics["eval"].clear()
+        super().log(logs, start_time)
+
+
+def describe_scores(prediction: EvalPrediction) -> dict[str, float]:
+    """Pairwise accuracy, mean margin, and mean and standard deviation of the scores of all pairs."""
+    scores = torch.as_tensor(prediction.predictions)
+    chosen, rejected = scores[:, 0], scores[:, 1]
+    return {
+        "loss": float(-torch.nn.functional.logsigmoid(chosen - rejected).mean()),
+        "accuracy": float((chosen > rejected).float().mean()),
+        "margin": float((chosen - rejected).mean()),
+        "mean_reward": float(scores.mean()),
+        "std_reward": float(scores.std()),
+    }

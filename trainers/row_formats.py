@@ -1,0 +1,316 @@
+"""The formats of training rows: how each is recognised, and what it becomes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from trainers.messages import (
+    Message,
+    check_conversation,
+    check_messages,
+    check_prompt,
+    check_unicode,
+    from_sharegpt,
+    nearest,
+    type_name,
+)
+
+# What a row is to a method: something said, two answers of which one was preferred, plain text, a question.
+RowKind = Literal["conversation", "preference", "document", "prompt"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation that ends with the assistant. Lines count from 1."""
+
+    line: int
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, of which the first was preferred."""
+
+    line: int
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text."""
+
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with the user: the answer is the model's own."""
+
+    line: int
+    messages: list[Message]
+
+
+AnyRow = Row | Pair | Document | Prompt
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a row. Other keys (ids, sources) are carried by many data sets and passed over."""
+
+    kind: RowKind
+    looks: str  # for messages to users
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[dict[str, Any], int], AnyRow]
+    telling: tuple[str, ...] = ()  # keys of which any makes it this format; the required ones when empty
+    unless: Callable[[dict[str, Any]], bool] | None = None  # tells it from another with the same keys
+
+    def matches(self, row: dict[str, Any]) -> bool:
+        """Whether the row seems to be meant in this format."""
+        if self.unless and self.unless(row):
+            return False
+        return any(key in row for key in self.telling or self.required)
+
+
+# Keys that change what a row means: passing over them would train on something else than the user wrote.
+UNSUPPORTED = {
+    "tools": "tools are not supported yet",
+    "functions": "functions are not supported yet",
+    "history": "history is not supported here; write the conversation as messages",
+    "system": "a system text is not supported here; write the conversation as messages",
+}
+
+
+def detect_format(row: dict[str, Any]) -> str:
+    """Which format a row is written in. Raises ValueError, with the nearest known key, when it is none."""
+    for name, known in FORMATS.items():
+        if known.matches(row):
+            return name
+    for key in row:
+        if key in UNSUPPORTED:
+            raise ValueError(f"{key!r}: {UNSUPPORTED[key]}")
+    required = [key for known in FORMATS.values() for key in known.required]
+    for key in row:
+        near = nearest(key, required)
+        if near:
+            raise ValueError(f"unknown key {key!r}; did you mean {near!r}?")
+    raise ValueError(f"unknown row; expected {', '.join(known.looks for known in FORMATS.values())}")
+
+
+def read_row(row: dict[str, Any], name: str, *, line: int) -> AnyRow:
+    """The row as its method will see it. Raises ValueError on what cannot be trained on."""
+    known = FORMATS[name]
+    _check_keys(row, known)
+    return known.read(row, line)
+
+
+def _check_keys(row: dict[str, Any], known: Format) -> None:
+    names = [*known.required, *known.optional]
+    for key, value in row.items():
+        if key in names:
+            continue
+        if key in UNSUPPORTED and value:
+            raise ValueError(f"{key!r}: {UNSUPPORTED[key]}")
+        near = nearest(key, [name for name in names if name not in row])
+        if near:
+            raise ValueError(f"unknown key {key!r}; did you mean {near!r}?")
+    for key in known.required:
+        if key not in row:
+            near = get_close_matches(key, [name for name in row if name not in names], n=1)
+            raise ValueError(f"{key!r} is missing" + (f"; is it {near[0]!r}?" if near else ""))
+
+
+def _text(row: dict[str, Any], key: str, *, optional: bool = False) -> str:
+    value = row.get(key)
+    if optional and value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a text, not {type_name(value)}")
+    if not optional and not value.strip():
+        raise ValueError(f"{key!r} is empty")
+    return check_unicode(value, key)
+
+
+def _messages(row: dict[str, Any], line: int) -> Row:
+    return Row(line, check_conversation(row["messages"]))
+
+
+def _sharegpt(row: dict[str, Any], line: int) -> Row:
+    return Row(
+        line, check_conversation(_with_system(row, from_sharegpt(row["conversations"])), "conversations")
+    )
+
+
+def _alpaca(row: dict[str, Any], line: int) -> Row:
+    question, context = _text(row, "instruction"), _text(row, "input", optional=True)
+    # As MedicalGPT joins them.
+    user = f"{question}\n{context}" if context else question
+    return Row(line, _dialogue(user, _text(row, "output"), system=_text(row, "system", optional=True)))
+
+
+def _prompt_completion(row: dict[str, Any], line: int) -> Row:
+    return Row(line, _dialogue(_text(row, "prompt"), _text(row, "completion")))
+
+
+def _dialogue(user: str, assistant: str, *, system: str = "") -> list[Message]:
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+def _with_system(row: dict[str, Any], messages: list[Any]) -> list[Any]:
+    """The messages after the row's own system text, which some data sets keep beside them."""
+    system = _text(row, "system_prompt" if "system_prompt" in row else "system", optional=True)
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def _question_pair(row: dict[str, Any], line: int) -> Pair:
+    """MedicalGPT's form: a question with its history of [question, answer] pairs, and two responses."""
+    messages: list[Any] = []
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"'history' must be a list, not {type_name(history)}")
+    for i, turn in enumerate(history):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise ValueError(f"history[{i}] must be a question and its answer")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    messages.append({"role": "user", "content": _text(row, "question")})
+    prompt = check_prompt(_with_system(row, messages), "history")
+    return Pair(line, prompt, *_answers(row, "response_chosen", "response_rejected"))
+
+
+def _chosen_rejected(row: dict[str, Any], line: int) -> Pair:
+    """A prompt (a text, messages, or ShareGPT turns) and two answers (a text each, or one message each)."""
+    if "conversations" in row:
+        prompt = check_prompt(_with_system(row, from_sharegpt(row["conversations"])), "conversations")
+    elif isinstance(row.get("prompt"), list):
+        prompt = check_prompt(row["prompt"], "prompt")
+    else:
+        prompt = check_prompt(
+            _with_system(row, [{"role": "user", "content": _text(row, "prompt")}]), "prompt"
+        )
+    return Pair(line, prompt, *_answers(row, "chosen", "rejected"))
+
+
+def _openai_preference(row: dict[str, Any], line: int) -> Pair:
+    given = row["input"]
+    if not isinstance(given, dict) or "messages" not in given:
+        raise ValueError("'input' must be an object with 'messages'")
+    if given.get("tools"):
+        raise ValueError(f"input: {UNSUPPORTED['tools']}")
+    prompt = check_prompt(given["messages"], "input.messages")
+    return Pair(line, prompt, *_answers(row, "preferred_output", "non_preferred_output"))
+
+
+def _answers(row: dict[str, Any], chosen: str, rejected: str) -> tuple[str, str]:
+    texts = _answer(row, chosen), _answer(row, rejected)
+    if texts[0] == texts[1]:
+        raise ValueError(f"{chosen!r} and {rejected!r} are the same: there is nothing to prefer")
+    return texts
+
+
+def _answer(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, list):
+        return _text(row, key)
+    messages = check_messages(value, key)
+    if [message["role"] for message in messages] != ["assistant"]:
+        raise ValueError(f"{key!r} must be one assistant message")
+    return str(messages[0]["content"])
+
+
+def _question(row: dict[str, Any], line: int) -> Prompt:
+    user = {"role": "user", "content": _text(row, "question")}
+    return Prompt(line, check_prompt(_with_system(row, [user]), "question"))
+
+
+def _prompt(row: dict[str, Any], line: int) -> Prompt:
+    """A text, or the messages of a conversation that waits for its answer."""
+    if isinstance(row["prompt"], list):
+        return Prompt(line, check_prompt(_with_system(row, row["prompt"]), "prompt"))
+    user = {"role": "user", "content": _text(row, "prompt")}
+    return Prompt(line, check_prompt(_with_system(row, [user]), "prompt"))
+
+
+def _prompt_messages(row: dict[str, Any], line: int) -> Prompt:
+    messages = check_messages(row["messages"])
+    answered = messages[-1]["role"] == "assistant"  # rows of both sorts may share a file
+    return Prompt(line, check_prompt(messages[:-1] if answered else messages))
+
+
+def _ends_with_user(row: dict[str, Any]) -> bool:
+    messages = row.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "user"
+
+
+def _document(row: dict[str, Any], line: int) -> Document:
+    return Document(line, _text(row, "text"))
+
+
+# In the order in which they are tried: the keys of a later one may appear in an earlier one.
+FORMATS: dict[str, Format] = {
+    "openai_preference": Format(
+        "preference",
+        '{"input": {"messages"}, "preferred_output", "non_preferred_output"}',
+        ("input", "preferred_output", "non_preferred_output"),
+        (),
+        _openai_preference,
+        telling=("preferred_output", "non_preferred_output"),
+    ),
+    "question_preference": Format(
+        "preference",
+        '{"question", "response_chosen", "response_rejected"}',
+        ("question", "response_chosen", "response_rejected"),
+        ("system", "system_prompt", "history"),
+        _question_pair,
+        telling=("response_chosen", "response_rejected"),
+    ),
+    "preference": Format(
+        "preference",
+        '{"prompt", "chosen", "rejected"}',
+        ("chosen", "rejected"),
+        ("prompt", "conversations", "system", "system_prompt"),
+        _chosen_rejected,
+    ),
+    "messages": Format(
+        "conversation", '{"messages": [...]}', ("messages",), (), _messages, unless=_ends_with_user
+    ),
+    "prompt_messages": Format(
+        "prompt", '{"messages": [..., a question]}', ("messages",), (), _prompt_messages
+    ),
+    "sharegpt": Format(
+        "conversation",
+        '{"conversations": [...]}',
+        ("conversations",),
+        ("system", "system_prompt"),
+        _sharegpt,
+    ),
+    "alpaca": Format(
+        "conversation",
+        '{"instruction", "input", "output"}',
+        ("instruction", "output"),
+        ("input", "system"),
+        _alpaca,
+    ),
+    "prompt_completion": Format(
+        "conversation",
+        '{"prompt", "completion"}',
+        ("prompt", "completion"),
+        (),
+        _prompt_completion,
+        telling=("completion",),
+    ),
+    "question": Format("prompt", '{"question"}', ("question",), ("system", "system_prompt"), _question),
+    "prompt": Format("prompt", '{"prompt"}', ("prompt",), ("system", "system_prompt"), _prompt),
+    "text": Format("document", '{"text"}', ("text",), (), _document),
+}
+PLAIN_TEXT = "plain_text"  # not JSON at all: a line is a document
+
+
+def kind_of(name: str) -> RowKind:
+    """What rows of the format `name` are to a method."""
+    return "document" if name == PLAIN_TEXT else FORMATS[name].kind

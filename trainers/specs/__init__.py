@@ -1,0 +1,19 @@
+"""What a job asks for and what a run is given; the part of trainers that every process may import."""
+
+from trainers.specs.fields import Resources, SpecError
+from trainers.specs.methods import METHODS
+from trainers.specs.parse import Method, parse_method
+from trainers.specs.resolution import resolve
+from trainers.specs.run_spec import SPEC_VERSION, RunSpec, load_run_spec
+
+__all__ = [
+    "METHODS",
+    "SPEC_VERSION",
+    "Method",
+    "Resources",
+    "RunSpec",
+    "SpecError",
+    "load_run_spec",
+    "parse_method",
+    "resolve",
+]

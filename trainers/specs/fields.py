@@ -1,0 +1,62 @@
+"""The kinds of values that parameters have."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Auto = Literal["auto"]
+
+_DTYPES = {
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+}
+
+
+class SpecError(ValueError):
+    """A wish that cannot be granted; `param` is its dotted path in the request."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class Strict(BaseModel):
+    """Known fields only, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Resources(Strict):
+    """Processes that train side by side."""
+
+    nproc_per_node: int = Field(default=1, ge=1, le=64)
+    nnodes: Literal[1] = 1
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _spell_dtype(value: Any) -> Any:
+    return _DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+def _split_modules(value: Any) -> Any:
+    if not isinstance(value, str) or value == "all-linear":
+        return value
+    return "all-linear" if value == "all" else [name.strip() for name in value.split(",")]
+
+
+Count = Annotated[int, BeforeValidator(_refuse_bool)]
+Number = Annotated[float, BeforeValidator(_refuse_bool)]
+ModuleName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+$")]
+ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=64)]
+TargetModules = Annotated[Literal["all-linear"] | ModuleNames, BeforeValidator(_split_modules)]
+DType = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_spell_dtype)]

@@ -1,0 +1,108 @@
+"""Every hyperparameter with its bounds and default. Lengths in tokens, intervals in optimizer steps."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainers.specs.fields import Auto, Count, DType, Number, Strict, TargetModules
+
+
+class Training(Strict):
+    """What every method has and what has a plain default."""
+
+    max_steps: Annotated[Count, Field(ge=1, le=10_000_000)] | None = None
+    warmup_ratio: Annotated[Number, Field(ge=0, le=0.5)] = 0.03
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    max_grad_norm: Annotated[Number, Field(gt=0, le=1000)] = 1.0
+    save_total_limit: Annotated[Count, Field(ge=1, le=100)] = 3
+    lora_rank: Annotated[Count, Field(ge=1, le=512)] = 8
+    lora_alpha: Annotated[Number, Field(gt=0, le=2048)] = 16
+    lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    target_modules: TargetModules = "all-linear"
+    # These two may stay "auto": the answer depends on the machine, so the run gives it and reports it.
+    gradient_checkpointing: Auto | bool = "auto"
+    dtype: DType = "auto"
+
+
+class Asked(Training):
+    """As a user writes them: what depends on the data may be left to us."""
+
+    n_epochs: Auto | Annotated[Count, Field(ge=1, le=50)] = "auto"
+    # Examples an optimizer step sees: micro_batch_size * gradient accumulation * number of processes.
+    batch_size: Auto | Annotated[Count, Field(ge=1, le=256)] = "auto"
+    micro_batch_size: Auto | Annotated[Count, Field(ge=1, le=256)] = "auto"
+    # Another way to say how large a batch is; then batch_size must be left to it.
+    gradient_accumulation_steps: Annotated[Count, Field(ge=1, le=256)] | None = None
+    learning_rate_multiplier: Auto | Annotated[Number, Field(gt=0, le=1000)] = "auto"
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None  # wins over the multiplier
+    logging_steps: Auto | Annotated[Count, Field(ge=1, le=100_000)] = "auto"
+    eval_steps: Auto | Annotated[Count, Field(ge=1, le=10_000_000)] = "auto"
+    save_steps: Auto | Annotated[Count, Field(ge=1, le=10_000_000)] = "auto"
+
+
+class Resolved(Training):
+    """As a run gets them."""
+
+    n_epochs: Annotated[Count, Field(ge=1, le=50)]
+    batch_size: Annotated[Count, Field(ge=1, le=256)]
+    micro_batch_size: Annotated[Count, Field(ge=1, le=256)]
+    learning_rate_multiplier: Annotated[Number, Field(gt=0)]
+    learning_rate: Annotated[Number, Field(gt=0, le=1)]
+    logging_steps: Annotated[Count, Field(ge=1)]
+    eval_steps: Annotated[Count, Field(ge=1)]
+    save_steps: Annotated[Count, Field(ge=1)]
+
+
+class SupervisedSettings(Strict):
+    """What only supervised fine-tuning has."""
+
+    max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
+    train_on_inputs: bool = False
+
+
+class PretrainingSettings(Strict):
+    """What only continued pretraining has."""
+
+    block_size: Annotated[Count, Field(ge=16, le=131_072)] = 1024
+
+
+class RewardSettings(Strict):
+    """What only reward modeling has."""
+
+    max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
+
+
+class DpoSettings(Strict):
+    """What only direct preference optimization has."""
+
+    max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
+    beta: Annotated[Number, Field(gt=0, le=2)] = 0.1
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+
+
+class PpoSettings(Strict):
+    """What only proximal policy optimization has. A step is one round: answers, scores, passes over them."""
+
+    reward_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    max_length: Annotated[Count, Field(ge=16, le=131_072)] = 512  # of a prompt
+    output_max_length: Annotated[Count, Field(ge=1, le=32_768)] = 128  # of an answer
+    # Answers an optimizer step sees on each process; by default all of the round.
+    mini_batch_size: Annotated[Count, Field(ge=1, le=256)] | None = None
+    ppo_epochs: Annotated[Count, Field(ge=1, le=50)] = 4
+    init_kl_coef: Annotated[Number, Field(ge=0, le=100)] = 0.2
+    target_kl: Annotated[Number, Field(gt=0, le=100)] = 0.1  # nats a token away from the model as it was
+    # Answers in which the coefficient moves by at most a fifth.
+    horizon: Annotated[Count, Field(ge=1, le=10_000_000)] = 1_000
+    # Leave a round once its own passes have moved the policy by 1.5 times target_kl.
+    early_stopping: bool = False
+    reward_baseline: Annotated[Number, Field(ge=-1e6, le=1e6)] = 0.0
+    missing_eos_penalty: Annotated[Number, Field(ge=0, le=1e6)] = 1.0
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    lam: Annotated[Number, Field(ge=0, le=1)] = 0.95
+    cliprange: Annotated[Number, Field(gt=0, lt=1)] = 0.2
+    # Wide, and with a fast learner: the value head is linear and starts at zero.
+    cliprange_value: Annotated[Number, Field(gt=0, le=1e6)] = 5.0
+    vf_coef: Annotated[Number, Field(gt=0, le=100)] = 0.1
+    value_learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-3

@@ -1,0 +1,146 @@
+"""A job's `method` as it was written, read into what we know."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, ValidationError
+
+from trainers.specs.fields import SpecError, Strict
+from trainers.specs.methods import METHODS, MethodKind
+from trainers.specs.names import ALIASES, IGNORED, REFUSED
+from trainers.specs.parameters import Asked
+
+
+class Method(Strict):
+    """A method and what was asked of it; `ignored` are accepted names without effect, with the reasons."""
+
+    type: str
+    hyperparameters: SerializeAsAny[Asked]
+    ignored: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def kind(self) -> MethodKind:
+        """What the method is."""
+        return METHODS[self.type]
+
+    def to_request(self) -> dict[str, Any]:
+        """As OpenAI writes it; reading it again gives the same."""
+        return {
+            "type": self.type,
+            self.type: {"hyperparameters": self.hyperparameters.model_dump(mode="json")},
+        }
+
+
+def parse_method(method: Any, hyperparameters: Any) -> Method:
+    """Reads a job's method; `hyperparameters` is the older top-level spelling of the supervised ones.
+
+    Raises SpecError, whose param is the path of the offending field in the request.
+    """
+    kind, nested = _read_method(method)
+    nested_path = f"method.{kind.name}.hyperparameters"
+    if nested and hyperparameters:
+        raise SpecError(
+            f"hyperparameters are given twice: at the top level and in {nested_path}", param="hyperparameters"
+        )
+    given, path = (nested, nested_path) if nested else (hyperparameters or {}, "hyperparameters")
+    if not isinstance(given, dict):
+        raise SpecError("must be an object", param=path)
+    renamed, ignored = _rename(given, known=kind.asked.model_fields.keys(), path=path)
+    try:
+        asked = kind.asked.model_validate(renamed)
+    except ValidationError as error:
+        raise _first_problem(error, path=path, given=given) from None
+    return Method(type=kind.name, hyperparameters=asked, ignored=ignored)
+
+
+def _read_method(method: Any) -> tuple[MethodKind, Any]:
+    """The method's kind and the hyperparameters inside it, as they were written."""
+    if method is None:
+        return METHODS["supervised"], {}
+    if not isinstance(method, dict):
+        raise SpecError("must be an object", param="method")
+    name = method.get("type")
+    if name is None:
+        raise SpecError("method.type is missing", param="method.type", code="missing_required_parameter")
+    if name not in METHODS:
+        raise SpecError(
+            f"method type {name!r} is not available here; available: {', '.join(METHODS)}",
+            param="method.type",
+            code="unsupported_value",
+        )
+    for key in method:
+        if key not in ("type", name):
+            raise SpecError(
+                f"unknown field {key!r} in a {name} method", param=f"method.{key}", code="unknown_parameter"
+            )
+    body = method.get(name) or {}
+    if not isinstance(body, dict):
+        raise SpecError("must be an object", param=f"method.{name}")
+    for key in body:
+        if key != "hyperparameters":
+            raise SpecError(
+                f"unknown field {key!r}; hyperparameters go in method.{name}.hyperparameters",
+                param=f"method.{name}.{key}",
+                code="unknown_parameter",
+            )
+    return METHODS[name], body.get("hyperparameters") or {}
+
+
+def _rename(given: dict[str, Any], *, known: Any, path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same values under our names, and the names without effect. Nulls mean "not given", as at OpenAI."""
+    renamed: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in IGNORED:
+            ignored[name] = IGNORED[name]
+            continue
+        ours = ALIASES.get(name, name)
+        if name in _PRECISION_FLAGS:
+            ours, value = "dtype", _read_flag(name, value, path=path)
+            if value is None:
+                continue
+        if ours not in known:
+            raise _unknown(name, known=known, path=path)
+        if ours in renamed:
+            raise SpecError(f"{name} and {spelled[ours]} mean the same; give one", param=f"{path}.{name}")
+        renamed[ours] = value
+        spelled[ours] = name
+    return renamed, ignored
+
+
+_PRECISION_FLAGS = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def _read_flag(name: str, value: Any, *, path: str) -> str | None:
+    if not isinstance(value, bool):
+        raise SpecError(f"{name} must be true or false", param=f"{path}.{name}")
+    return _PRECISION_FLAGS[name] if value else None
+
+
+def _unknown(name: str, *, known: Any, path: str) -> SpecError:
+    if name in REFUSED:
+        message = f"{name} is not a hyperparameter here: {REFUSED[name]}"
+    else:
+        names = [*known, *(alias for alias, ours in ALIASES.items() if ours in known)]
+        near = get_close_matches(name, names, n=1)
+        hint = f"; did you mean {ALIASES.get(near[0], near[0])!r}?" if near else ""
+        message = f"unknown hyperparameter {name!r}{hint}"
+    return SpecError(message, param=f"{path}.{name}", code="unknown_parameter")
+
+
+def _first_problem(error: ValidationError, *, path: str, given: dict[str, Any]) -> SpecError:
+    """The most telling of pydantic's complaints, addressed to the name the user wrote."""
+    problems = error.errors(include_url=False)
+    field = str(problems[0]["loc"][0]) if problems[0]["loc"] else ""
+    # Of a union, every branch complains; "must be 'auto'" is the least useful of them.
+    branches = [problem for problem in problems if problem["loc"][:1] == (field,)]
+    telling = next((p for p in branches if p["type"] not in ("literal_error", "bool_type")), branches[0])
+    if telling["type"] in ("int_parsing", "float_parsing") and len(branches) > 1:
+        message = 'must be "auto" or a number'
+    else:
+        message = telling["msg"].removeprefix("Value error, ")
+    written = next((name for name in given if ALIASES.get(name, name) == field), field)
+    return SpecError(f"{written}: {message} (got {given.get(written)!r})", param=f"{path}.{written}")

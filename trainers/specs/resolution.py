@@ -1,0 +1,104 @@
+"""From what was asked to numbers: the same input always gives the same answer."""
+
+from math import ceil
+from typing import Any, Literal
+
+from trainers.specs.fields import SpecError
+from trainers.specs.parse import Method
+
+
+def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int = 1) -> dict[str, Any]:
+    """The hyperparameters with every "auto" that does not depend on the machine replaced by a number.
+
+    Raises SpecError where the numbers cannot be combined.
+    """
+    if not 0 <= seed < 2**32:
+        raise SpecError("seed must be between 0 and 4294967295", param="seed")
+    if n_examples < 1:
+        raise SpecError("the training file has no examples", param="training_file")
+    asked, kind = method.hyperparameters, method.kind
+    n_epochs = _choose_epochs(n_examples) if asked.n_epochs == "auto" else asked.n_epochs
+    batch_size = asked.batch_size
+    if asked.gradient_accumulation_steps is not None:
+        batch_size = _multiply_batch(method, nproc_per_node)
+    if batch_size == "auto":
+        batch_size = _choose_batch(n_examples, nproc_per_node, micro=asked.micro_batch_size)
+    micro = asked.micro_batch_size
+    if micro == "auto":
+        micro = _choose_micro_batch(batch_size // nproc_per_node, kind.row_length(asked))
+    check_batch(batch_size, micro=micro, nproc_per_node=nproc_per_node, method=kind.name)
+    mini = getattr(asked, "mini_batch_size", None)
+    if mini and (batch_size // nproc_per_node) % mini:
+        raise SpecError(
+            f"mini_batch_size {mini} does not divide the {batch_size // nproc_per_node} rows of a process",
+            param=f"method.{kind.name}.hyperparameters.mini_batch_size",
+        )
+    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
+    learning_rate = asked.learning_rate or kind.base_learning_rate * multiplier
+    total_steps = asked.max_steps or n_epochs * ceil(n_examples / batch_size)
+    interval = min(max(ceil(total_steps / 10), 10), 500)
+    log_interval = 1 if total_steps <= 1000 else 10
+    resolved = asked.model_dump(exclude={"gradient_accumulation_steps"}) | {
+        "n_epochs": n_epochs,
+        "batch_size": batch_size,
+        "micro_batch_size": micro,
+        "learning_rate": learning_rate,
+        "learning_rate_multiplier": learning_rate / kind.base_learning_rate,
+        "logging_steps": log_interval if asked.logging_steps == "auto" else asked.logging_steps,
+        # Evaluating where we save gives every checkpoint its validation loss.
+        "eval_steps": interval if asked.eval_steps == "auto" else asked.eval_steps,
+        "save_steps": interval if asked.save_steps == "auto" else asked.save_steps,
+    }
+    return kind.resolved.model_validate(resolved).model_dump()
+
+
+def _choose_epochs(n_examples: int) -> int:
+    """Three, more for very small files (at least 100 examples seen), fewer for very large ones."""
+    if n_examples * 3 < 100:
+        return min(25, ceil(100 / n_examples))
+    if n_examples * 3 > 25_000:
+        return max(1, 25_000 // n_examples)
+    return 3
+
+
+def _choose_batch(n_examples: int, nproc_per_node: int, *, micro: int | Literal["auto"]) -> int:
+    """About 0.2 % of the examples, between 4 and 64, a multiple of what one pass over all processes takes."""
+    unit = nproc_per_node * (1 if micro == "auto" else micro)
+    size = 4
+    while size < 64 and size < n_examples * 0.002:
+        size *= 2
+    return ceil(size / unit) * unit
+
+
+def _multiply_batch(method: Method, nproc_per_node: int) -> int:
+    """The batch that trainers without a batch size of their own make: passes times rows times processes."""
+    asked, path = method.hyperparameters, f"method.{method.type}.hyperparameters"
+    if asked.batch_size != "auto":
+        raise SpecError(
+            "gradient_accumulation_steps and batch_size say the same; give one",
+            param=f"{path}.gradient_accumulation_steps",
+        )
+    micro = 4 if asked.micro_batch_size == "auto" else asked.micro_batch_size
+    return micro * (asked.gradient_accumulation_steps or 1) * nproc_per_node
+
+
+def _choose_micro_batch(per_process: int, row_tokens: int) -> int:
+    """The largest divisor that keeps a forward pass under about 8,192 tokens; the rest is accumulated."""
+    limit = min(8, max(1, 8192 // row_tokens))
+    return max((size for size in range(1, limit + 1) if per_process % size == 0), default=1)
+
+
+def check_batch(batch_size: int, *, micro: int, nproc_per_node: int, method: str) -> None:
+    """Raise SpecError unless a batch is made of whole passes of all processes."""
+    path = f"method.{method}.hyperparameters"
+    if batch_size > 256:
+        raise SpecError(
+            f"micro_batch_size {micro} on {nproc_per_node} processes makes a batch of more than 256",
+            param=f"{path}.micro_batch_size",
+        )
+    if batch_size % (micro * nproc_per_node):
+        raise SpecError(
+            f"batch_size {batch_size} is not a multiple of "
+            f"micro_batch_size {micro} times {nproc_per_node} processes",
+            param=f"{path}.batch_size",
+        )

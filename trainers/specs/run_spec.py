@@ -1,0 +1,80 @@
+"""RUN_DIR/spec.json: all that one attempt at one job is given."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainers.specs.fields import Resources, SpecError, Strict
+from trainers.specs.methods import METHODS
+from trainers.specs.parameters import Resolved
+from trainers.specs.resolution import check_batch
+
+SPEC_VERSION = 1
+
+
+class RunSpec(Strict):
+    """One attempt at one job. Paths are absolute."""
+
+    spec_version: Literal[1] = SPEC_VERSION
+    job_id: str = Field(min_length=1, max_length=200)
+    attempt: int = Field(ge=1)
+    method: str
+    hyperparameters: dict[str, Any]
+    seed: int = Field(ge=0, lt=2**32)
+    resources: Resources = Field(default_factory=Resources)
+    model_dir: Path
+    model_id: str
+    model_digest: str = ""
+    # Of ppo: the merged reward model, and its adapter where that sits on the very base of the policy.
+    reward_model_dir: Path | None = None
+    reward_adapter_dir: Path | None = None
+    reward_model_digest: str = ""
+    train_file: Path
+    train_format: str | None = None
+    validation_file: Path | None = None
+    validation_format: str | None = None
+    cache_dir: Path
+    resume_roots: list[Path] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunSpec":
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is not available; available: {', '.join(METHODS)}")
+        paths = [self.model_dir, self.train_file, self.cache_dir, self.validation_file, *self.resume_roots]
+        for path in paths:
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"{path} is not an absolute path")
+        self.settings()
+        return self
+
+    def settings(self) -> Resolved:
+        """The hyperparameters as the method's own class."""
+        resolved = METHODS[self.method].resolved.model_validate(self.hyperparameters)
+        check_batch(
+            resolved.batch_size,
+            micro=resolved.micro_batch_size,
+            nproc_per_node=self.resources.nproc_per_node,
+            method=self.method,
+        )
+        return resolved
+
+    def settings_sha256(self) -> str:
+        """What must be equal for a checkpoint of one attempt to be resumed by another."""
+        settings = [self.method, self.hyperparameters, self.seed, self.model_digest]
+        if self.reward_model_dir:
+            settings += [self.reward_model_digest, self.reward_adapter_dir is not None]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def load_run_spec(run_dir: str | Path) -> RunSpec:
+    """Reads RUN_DIR/spec.json. Raises SpecError when it is missing or not a run."""
+    path = Path(run_dir) / "spec.json"
+    try:
+        return RunSpec.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise SpecError(f"{path} does not exist") from None
+    except ValueError as error:  # broken JSON and pydantic's ValidationError alike
+        raise SpecError(f"{path} is not a run: {error}") from None
