@@ -46,8 +46,8 @@ lint: $(STAMP) ## check style, formatting, types and import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## run every script in benchmarks/
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+bench: $(STAMP) ## run every script in benchmarks/ that needs no GPU
+	@set -e; for script in $(filter-out benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py))); do \
 		echo "$(BIN)/python $$script"; $(BIN)/python "$$script"; done
 
 openapi: $(STAMP) ## write docs/openapi.json, the description of the API

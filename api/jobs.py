@@ -21,7 +21,7 @@ from db import events, job_queries, jobs
 from db.errors import NotFound
 from db.new_jobs import NewJob
 from db.states import JOB_TERMINAL
-from trainers.specs import SPEC_VERSION, Method, Resources, parse_method, resolve
+from trainers.specs import SPEC_VERSION, Method, Resources, SpecError, parse_method, resolve
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
@@ -48,7 +48,8 @@ def create_job(body: CreateJob, caller: CallerDep, once: OnceDep, background: Ba
 
 def _new_job(body: CreateJob) -> NewJob:
     method = parse_method(body.method, body.hyperparameters)
-    seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+    chosen = seed_of(body, method)
+    seed = secrets.randbelow(2**31) if chosen is None else chosen
     integrations = [item.model_dump(mode="json") for item in body.integrations or []]
     return describe_job(body, method, model=body.model, seed=seed, integrations=integrations or None)
 
@@ -57,7 +58,7 @@ def describe_job(
     asked: Training, method: Method, *, model: str, seed: int, integrations: list[Any] | None = None
 ) -> NewJob:
     """What is asked for as a job to be made. Raises SpecError for numbers that cannot be combined."""
-    resources = asked.resources or Resources()
+    resources = _resources_of(asked, method)
     # Refused now; the worker resolves again when it knows the rows.
     resolve(method, n_examples=1, seed=seed, nproc_per_node=resources.nproc_per_node)
     return NewJob(
@@ -77,6 +78,25 @@ def describe_job(
         metadata=dict(asked.metadata) if asked.metadata is not None else None,
         integrations=integrations,
     )
+
+
+def seed_of(asked: Training, method: Method) -> int | None:
+    """The seed, whether it stands in the job or, as with the reference, among the hyperparameters."""
+    inner = method.job_fields.seed
+    if None not in (asked.seed, inner) and asked.seed != inner:
+        raise SpecError("the job has another seed than its hyperparameters", param="seed")
+    return inner if asked.seed is None else asked.seed
+
+
+def _resources_of(asked: Training, method: Method) -> Resources:
+    inner = method.job_fields.nproc_per_node
+    if inner is None:
+        return asked.resources or Resources()
+    if asked.resources and asked.resources.nproc_per_node != inner:
+        raise SpecError(
+            "the job has another nproc_per_node than its hyperparameters", param="resources.nproc_per_node"
+        )
+    return Resources(nproc_per_node=inner)
 
 
 def _with_param(error: NotFound, new: NewJob) -> Exception:

@@ -39,6 +39,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "non_preferred_output": [{"role": "assistant", "content": _WORSE}],
         },
     },
+    "labelled": {"labelled": {"prompt": _QUESTION["content"], "completion": _ANSWER, "label": True}},
     "prompt": {
         "prompt": {"prompt": _QUESTION["content"]},
         "question": {"question": _QUESTION["content"]},

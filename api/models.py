@@ -12,8 +12,9 @@ from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
 from api.once import OnceDep
 from api.schemas import Deleted, ImportModel, ModelList, ModelObject
+from api.settings import ApiSettings
 from api.sources import check_hub
-from db import registry, sources
+from db import adapters, registry, sources
 from db.errors import Conflict, NotFound
 from workers.dispatch import ring
 
@@ -36,11 +37,17 @@ def import_model(
     """Import a model, or an adapter for one, from the worker's disk or a hub (admins). Watch `status`."""
     if not settings.import_enabled:
         raise ApiError(403, "insufficient_permissions", "Imports are switched off here.")
-    source = str(check_hub(body.source, settings)) if sources.is_hub(body.source) else body.source
+    given = _read_sources(body, settings)
 
     def make(session: Session) -> dict[str, Any]:
+        if body.adapters is not None:
+            adapters.check_chain(session, given, base_id=str(body.base), org_id=caller.org_id)
         model = registry.start_import(
-            session, org_id=caller.org_id, model_id=body.id, source=source, base_id=body.base
+            session,
+            org_id=caller.org_id,
+            model_id=body.id,
+            source=sources.join(given),
+            base_id=body.base,
         )
         return render.model_object(model, caller).model_dump(mode="json")
 
@@ -53,6 +60,27 @@ def import_model(
         raise Conflict("model_exists", message, param="id") from error
     background.add_task(ring, "cpu")
     return ModelObject.model_validate(answer)
+
+
+def _read_sources(body: ImportModel, settings: ApiSettings) -> list[str]:
+    """What is to be imported, in order. Raises ApiError for what contradicts itself."""
+    if body.source is not None and body.adapters is not None:
+        message = "Give either 'source' or 'adapters'."
+        raise ApiError(400, "invalid_value", message, param="adapters")
+    if body.source is not None and sources.is_job(body.source):
+        message = "The id of a job goes into 'adapters', beside the 'base' that its adapter is for."
+        raise ApiError(400, "invalid_value", message, param="source")
+    given = [body.source] if body.source is not None else body.adapters
+    missing = "source" if given is None else "base" if body.adapters and body.base is None else None
+    if given is None or missing is not None:
+        message = f"Missing required parameter: '{missing}'."
+        raise ApiError(400, "missing_required_parameter", message, param=missing)
+    return [
+        str(check_hub(source, settings, param="source" if body.adapters is None else f"adapters.{position}"))
+        if sources.is_hub(source)
+        else source
+        for position, source in enumerate(given)
+    ]
 
 
 @router.get("/{model_id:path}", summary="Retrieve model")

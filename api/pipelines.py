@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api import render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, Limit
-from api.jobs import describe_job
+from api.jobs import describe_job, seed_of
 from api.once import OnceDep
 from api.pipeline_schemas import (
     CreatePipeline,
@@ -88,7 +88,8 @@ def _read_stage(stage: CreateStage, position: int) -> NewStage:
         model = model.stage  # until it is known what its result is called
     try:
         method = parse_method(asked, None)
-        seed = _derive_seed(method) if stage.seed is None else stage.seed
+        chosen = seed_of(stage, method)
+        seed = _derive_seed(method) if chosen is None else chosen
         return NewStage(stage.name, describe_job(stage, method, model=model, seed=seed), needs)
     except SpecError as error:
         path = f"stages.{position}" + (f".{error.param}" if error.param else "")

@@ -10,6 +10,7 @@ _CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/(.+)")
 _MANIFEST = "MANIFEST.json"  # a checkpoint is complete when it has one
 _LOGS = {"log.txt": "logs/train.log", "merge.log": "logs/merge.log"}
 _METRICS = ("trainer_state.json", "train_results.json", "eval_results.json")
+_MODEL = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ def _name(place: str, there: dict[str, os.DirEntry[str]]) -> tuple[str, str] | N
     if folder == "tensorboard" and rest:
         return f"runs/{rest}", "tensorboard"
     if folder == "output" and rest:
-        kind = "adapter" if rest.startswith("adapter_") else "metrics" if rest in _METRICS else "tokenizer"
-        return rest, kind
+        return rest, _kind_of(rest)
     return None
+
+
+def _kind_of(name: str) -> str:
+    """The kind of a file of a run's output."""
+    if name.startswith("adapter_"):
+        return "adapter"
+    if name in _METRICS:
+        return "metrics"
+    # All weights were trained, and there is no adapter.
+    return "model" if name.startswith("model") or name in _MODEL else "tokenizer"

@@ -108,8 +108,11 @@ class CreateJob(Training):
     )
 
 
+ImportSource = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
 class ImportModel(Body):
-    """A base model to be imported."""
+    """A model to be imported, or one to be made of a base and adapters."""
 
     id: Annotated[
         str,
@@ -117,12 +120,20 @@ class ImportModel(Body):
             max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
         ),
     ] = Field(description="Name under which the model will be known.", examples=["org/model"])
-    source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
+    source: ImportSource | None = Field(
+        default=None,
         description="A folder with safetensors or a GGUF file, as a path on the worker's machine, "
-        "or `hf://organisation/name@revision` where hubs are allowed."
+        "or `hf://organisation/name@revision` where hubs are allowed.",
     )
     base: Id | None = Field(
         default=None, description="The source is a LoRA adapter: id of the model to merge it into."
+    )
+    adapters: list[ImportSource] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=8,
+        description="In place of `source`: LoRA adapters, the first to be merged into `base` and each of the "
+        "others into the result of the one before. Written like a `source`, or as the id of a job of yours.",
     )
 
 
@@ -277,7 +288,7 @@ class ArtifactObject(BaseModel):
     object: Literal["fine_tuning.job.artifact"] = "fine_tuning.job.artifact"
     name: str
     bytes: int
-    kind: Literal["adapter", "checkpoint", "tokenizer", "metrics", "tensorboard", "spec", "log"]
+    kind: Literal["adapter", "model", "checkpoint", "tokenizer", "metrics", "tensorboard", "spec", "log"]
     created_at: int
 
 

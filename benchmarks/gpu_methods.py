@@ -1,16 +1,17 @@
-"""The methods on one GPU over HTTP: pretraining, supervised, then reward and dpo, on a 1B shape in bf16.
+"""The four-stage pipeline on one GPU over HTTP: pretraining, supervised, reward, ppo on a 1B shape in bf16.
 
 `python benchmarks/gpu_methods.py --out FILE` starts its own service on a random model with 1 billion weights
-and a tiny vocabulary, submits the four jobs, chats with the last result, and writes what each step took.
+and a tiny vocabulary, submits one pipeline, chats with its last model, and writes what each stage took.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,33 @@ from tests.contracts.test_methods import Service, preferences  # noqa: E402
 from tests.stack import start_stack  # noqa: E402
 from tests.tiny import build_tokenizer, chat_rows  # noqa: E402
 
-SHAPE = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32}
 SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "batch_size": 16, "n_epochs": 2, "learning_rate": 2e-4}
+POLL_S = 1.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hidden", type=int, default=SHAPE["hidden_size"], help="smaller for a rehearsal")
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), shape=SHAPE | {"hidden_size": options.hidden})
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+        shape = SHAPE | {"hidden_size": options.hidden, "num_hidden_layers": options.layers}
+        shape["intermediate_size"] = 4 * options.hidden
+        result = measure(Path(folder), shape=shape, out=options.out)
     print(json.dumps(result, indent=1))
 
 
-def measure(folder: Path, *, shape: dict[str, int]) -> dict[str, Any]:
-    """Run the four jobs; the figures of each."""
-    parameters = build(folder / "model", shape)
+def measure(folder: Path, *, shape: dict[str, int], out: Path) -> dict[str, Any]:
+    """Run the pipeline; the figures of each stage, written as they come."""
+    result: dict[str, Any] = {
+        "benchmark": "gpu_methods",
+        "gpu": gpu_name(),
+        "versions": versions(),
+        "parameters": build(folder / "model", shape),
+        "stages": {},
+    }
     stack = start_stack(
         folder / "home",
         import_dirs=[folder],
@@ -46,31 +56,23 @@ def measure(folder: Path, *, shape: dict[str, int]) -> dict[str, Any]:
         RESIDENCY_LEASE_TTL_S="60",
         RESIDENCY_HEARTBEAT_S="2",
     )
-    jobs: dict[str, Any] = {}
     try:
         stack.import_model(folder / "model", model_id="tiny")
         with stack.http() as http:
             service = Service(http)
-            for name, job in run_chain(service):
-                jobs[name] = describe(service, job)
-                print(name, json.dumps(jobs[name]), flush=True)
-            answer = ask(service, jobs["dpo"]["model"])
+            for name, job in run_pipeline(service):
+                result["stages"][name] = describe(service, job, runs=folder / "home" / "runs")
+                print(name, json.dumps(result["stages"][name]), flush=True)
+                out.write_text(json.dumps(result, indent=1) + "\n")
+            result["chat"] = ask(service, result["stages"]["rl"]["model"])
     except AssertionError:
-        for log in sorted((folder / "home" / "runs").rglob("*.log")) + sorted(
-            (folder / "home" / "runs").rglob("log.txt")
-        ):
+        for log in sorted((folder / "home" / "runs").rglob("log.txt")):
             print(log, log.read_text()[-3000:], sep="\n")
         raise
     finally:
         stack.stop()
-    return {
-        "benchmark": "gpu_methods",
-        "gpu": gpu_name(),
-        "versions": versions(),
-        "parameters": parameters,
-        "jobs": jobs,
-        "chat": answer,
-    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def build(folder: Path, shape: dict[str, int]) -> int:
@@ -97,20 +99,53 @@ def build(folder: Path, shape: dict[str, int]) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def run_chain(service: Service) -> Any:
-    """Yields each job as it has succeeded."""
+def run_pipeline(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Submits the four stages at once; yields each stage's name and job as it has succeeded."""
     text = "".join(f"Aspirin thins the blood. Case {n}: {n % 7} tablets were taken.\n" for n in range(600))
-    job = service.train("pretraining", "tiny", service.upload("corpus.txt", text), block_size=256, **SETTINGS)
-    yield "pretraining", job
-    rows = service.upload_rows(chat_rows(256))
-    job = service.train("supervised", job["fine_tuned_model"], rows, max_length=256, **SETTINGS)
-    yield "supervised", job
-    pairs = service.upload_rows(preferences(256))
-    yield "reward", service.train("reward", job["fine_tuned_model"], pairs, max_length=256, **SETTINGS)
-    yield "dpo", service.train("dpo", job["fine_tuned_model"], pairs, max_length=256, **SETTINGS)
+    chats, pairs = service.upload_rows(chat_rows(256)), service.upload_rows(preferences(256))
+    prompts = service.upload_rows([{"question": f"How is case {n} treated?"} for n in range(128)])
+    tuned = {"stage": "sft"}
+    stages = [
+        stage("pt", "tiny", service.upload("corpus.txt", text), "pretraining", block_size=256),
+        stage("sft", {"stage": "pt"}, chats, "supervised", max_length=256),
+        stage("rm", tuned, pairs, "reward", max_length=256),
+        stage(
+            "rl",
+            tuned,
+            prompts,
+            "ppo",
+            reward_model={"stage": "rm"},
+            max_length=128,
+            output_max_length=32,
+            max_steps=8,
+        ),
+    ]
+    for one in stages:
+        one["validation_file"] = one["training_file"]
+    made = service.http.post("/pipelines", json={"name": "gpu", "stages": stages})
+    assert made.status_code == 200, made.text
+    waiting = [one["name"] for one in stages]
+    while waiting:
+        found = service.http.get(f"/pipelines/{made.json()['id']}").json()
+        assert found["status"] not in ("failed", "cancelled"), found
+        jobs = {one["name"]: one["job_id"] for one in found["stages"] if one["status"] == "succeeded"}
+        for name in [name for name in waiting if name in jobs]:
+            waiting.remove(name)
+            yield name, service.http.get(f"/fine_tuning/jobs/{jobs[name]}").json()
+        time.sleep(POLL_S)
 
 
-def describe(service: Service, job: dict[str, Any]) -> dict[str, Any]:
+def stage(name: str, model: Any, file: str, method: str, **settings: Any) -> dict[str, Any]:
+    """A stage as the API wants it."""
+    return {
+        "name": name,
+        "model": model,
+        "training_file": file,
+        "method": {"type": method, method: {"hyperparameters": SETTINGS | settings}},
+    }
+
+
+def describe(service: Service, job: dict[str, Any], *, runs: Path) -> dict[str, Any]:
     """What a job took, and what its trainer and its merge said."""
     events = service.http.get(f"/fine_tuning/jobs/{job['id']}/events?limit=1000").json()["data"]
     told: dict[str, Any] = {}
@@ -122,9 +157,20 @@ def describe(service: Service, job: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": job["fine_tuned_model"],
         "wall_s": job["finished_at"] - job["created_at"],
+        "phase_s": phase_seconds(next(runs.glob(f"{job['id']}/*/events.jsonl"))),
         "median_step_s": sorted(steps)[len(steps) // 2],
         **told,
     }
+
+
+def phase_seconds(events: Path) -> dict[str, float]:
+    """How long a run spent in each phase, from its own events; the last phase ends with the last event."""
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    phases = [(event["ts"], event["phase"]) for event in told if event["type"] == "phase"]
+    spent: dict[str, float] = {}
+    for (began, name), (ended, _) in pairwise([*phases, (told[-1]["ts"], "")]):
+        spent[name] = round(spent.get(name, 0.0) + ended - began, 2)
+    return spent
 
 
 def ask(service: Service, model: str) -> dict[str, Any]:
@@ -147,13 +193,9 @@ def ask(service: Service, model: str) -> dict[str, Any]:
 
 def gpu_name() -> str | None:
     """The card, as its driver names it."""
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() or None
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def versions() -> dict[str, str]:

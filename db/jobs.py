@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import CursorResult, Select, or_, select, update
 from sqlalchemy.orm import Session
 
-from db import events, job_files, registry, stages, tasks
+from db import adapters, events, job_files, registry, stages, tasks
 from db.errors import Conflict, IllegalTransition, NotFound
 from db.ids import new_id
 from db.models import Job
@@ -27,6 +27,7 @@ def create(session: Session, new: NewJob, *, org_id: str, place: Place | None = 
     model = None if "model" in awaits else registry.get_trainable(session, new.model, org_id=org_id)
     if "reward_model" not in awaits:
         registry.hold_judge(session, new.spec, org_id=org_id)
+    new = adapters.settle(session, new, base=model, org_id=org_id)
     job_files.hold(session, new, org_id=org_id)
     job = Job(
         id=place.job_id if place else new_id("ftjob-"),

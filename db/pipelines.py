@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from db import job_files, jobs, registry, stages
+from db import adapters, job_files, jobs, registry, stages
 from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Job, Model, Pipeline, PipelineStage
@@ -168,6 +168,7 @@ def _make(
     else:
         model = registry.get_trainable(session, new.model, org_id=org_id)
         root_id = model.root_id
+        new = adapters.settle(session, new, base=model, org_id=org_id)
         finished = None if awaited else _find_finished(session, new, model=model, org_id=org_id)
         if finished is not None:
             return Made(finished, root_id)

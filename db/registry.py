@@ -104,6 +104,9 @@ def hold_judge(session: Session, spec: dict[str, Any], *, org_id: str) -> Model 
         raise Conflict("model_not_found", str(error), param=param) from error
     if not is_reward_model(judge):
         raise Conflict("not_a_reward_model", f"'{judge.id}' is not a reward model.", param=param)
+    if judge.kind == "checkpoint":  # its base alone, which has no trained head
+        message = f"'{judge.id}' is a checkpoint; name the reward model that its job made."
+        raise Conflict("not_a_reward_model", message, param=param)
     return judge
 
 
@@ -163,7 +166,7 @@ def register_merged(
         source=f"job:{job.id}",
         path=str(path),
         digest=report["digest"],
-        adapter_path=str(adapter_path),
+        adapter_path=None if "trained" in report else str(adapter_path),  # all weights, and no adapter
         details={key: value for key, value in report.items() if key != "digest"},
         parent_id=parent.id,
         root_id=parent.root_id,
@@ -242,7 +245,8 @@ def delete(database: Database, model_id: str, *, org_id: str) -> None:
             )
             .limit(1)
         )
-        user = user or served or stages.find_reader(session, model)
+        readers = (stages.find_reader(session, each) for each in gone)
+        user = user or served or next(filter(None, readers), None)
         if user:
             raise Conflict("model_in_use", f"The model '{model_id}' is used by {user}.")
         for each in gone:

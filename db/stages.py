@@ -19,9 +19,11 @@ from db.states import JOB_TERMINAL
 
 # Hyperparameters that name a model, which another stage may make.
 MODEL_PARAMETERS = ("reward_model",)
+# Those and the ones that name a model which must be there.
+_NAMING_PARAMETERS = (*MODEL_PARAMETERS, "init_adapter")
 
 
-def set_parameter(spec: dict[str, Any], name: str, value: str) -> dict[str, Any]:
+def set_parameter(spec: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     """The spec of a job with another value for a hyperparameter."""
     method = spec["method"]
     own = method.get(method["type"], {})
@@ -121,7 +123,7 @@ def find_finished(session: Session, inputs_sha256: str, *, org_id: str) -> Job |
 
 def _models_named(asked: NewJob | Job) -> dict[str, str]:
     given = asked.spec["method"].get(asked.method, {}).get("hyperparameters", {})
-    return {name: given[name] for name in MODEL_PARAMETERS if given.get(name) is not None}
+    return {name: given[name] for name in _NAMING_PARAMETERS if given.get(name) is not None}
 
 
 def _stages_beside(session: Session, job: Job) -> list[PipelineStage]:

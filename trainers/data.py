@@ -30,7 +30,7 @@ def load_tokenizer(model_dir: Path, *, for_chat: bool = True) -> PreTrainedToken
     if for_chat and not tokenizer.chat_template:
         raise DataError(
             "the model has no chat template, so conversations cannot be written the way it reads them; "
-            "train an instruct model, or import this one with a chat_template.jinja beside its tokenizer"
+            "name one in chat_template, train an instruct model, or import it with a chat_template.jinja"
         )
     return tokenizer
 

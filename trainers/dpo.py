@@ -1,5 +1,6 @@
 """Direct preference optimization (Rafailov et al. 2023); the reference is the model with its adapter off."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoModelForCausalLM
@@ -22,28 +23,31 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     train_rows = recipe.load_rows(prepared["train"])
     valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
     dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
-    tokenizer = load_tokenizer(attempt.spec.model_dir)
+    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
     recipe.ensure_pad_token(tokenizer)
-    arguments = recipe.common_arguments(
-        attempt,
-        dtype=dtype,
-        n_rows=len(train_rows),
-        evaluates=valid_rows is not None,
-        resumes=resume is not None,
-    )
-    trainer = PreferenceTrainer(
-        model=recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype),
-        args=DPOConfig(
-            **arguments,
-            max_length=None,
-            beta=settings.beta,
-            loss_type=[settings.loss_type],
-            label_smoothing=settings.label_smoothing,
+    arguments = DPOConfig(
+        **recipe.common_arguments(
+            attempt,
+            dtype=dtype,
+            n_rows=len(train_rows),
+            evaluates=valid_rows is not None,
+            resumes=resume is not None,
         ),
+        max_length=None,
+        beta=settings.beta,
+        loss_type=[settings.loss_type],
+        label_smoothing=settings.label_smoothing,
+    )
+    model = recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype)
+    trainer = PreferenceTrainer(
+        model=model,
+        # Without an adapter to switch off, the reference is a copy.
+        ref_model=None if settings.use_peft else recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype),
+        args=arguments,
         train_dataset=train_rows,
         eval_dataset=valid_rows,
         processing_class=tokenizer,
-        peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM"),
+        peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM", model=model),
         attempt=attempt,
         keep_checkpoints=settings.save_total_limit,
     )

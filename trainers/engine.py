@@ -59,6 +59,8 @@ def load_generator(
     on_gpu = torch.cuda.is_available()
     if dtype == "auto" and on_gpu:
         dtype = "bfloat16"
+    if adapter_dir is not None and not (adapter_dir / "adapter_config.json").is_file():
+        model_dir, adapter_dir = adapter_dir, None  # all weights were trained; there is nothing to merge
     model = load_model(model_dir, dtype=dtype)
     if dtype == "auto" and model.dtype == torch.float16:
         model = model.float()  # half precision is slow, and partly missing, on CPUs

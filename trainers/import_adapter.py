@@ -1,10 +1,11 @@
-"""Turn an untrusted LoRA adapter (a PEFT folder) and its base into a registered model folder."""
+"""Turn untrusted LoRA adapters (PEFT folders) and their base into a registered model folder."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.artifacts import Refused
+from trainers.artifacts import Refused, digest_file
 from trainers.import_checks import (
     VOCABULARY_NAMES,
     check_templates,
@@ -39,29 +40,36 @@ _UNSUPPORTED_SETTINGS = (
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")  # others change the base's weights too
 
 
-def import_adapter(source: Path, *, base_dir: Path, base_names: set[str], out_dir: Path) -> dict[str, Any]:
-    """Merge the adapter in `source` into the model in `base_dir`; write `out_dir` and return the report.
+def import_adapters(
+    adapters: Sequence[Path], *, base_dir: Path, base_names: set[str], out_dir: Path
+) -> dict[str, Any]:
+    """Merge each of `adapters` into the result of the one before, the first into the model in `base_dir`.
 
-    base_names: what the adapter's config may call its base. Raises Refused.
+    Writes `out_dir` and returns the report. base_names: what the config of the first may call its base; what
+    it made had no name here. Raises Refused.
     """
-    from trainers.merge import merge_adapter  # imports torch, which a hostile folder must not cost
+    from trainers.merge import merge_adapters  # imports torch, which a hostile folder must not cost
 
-    adapter_dir = out_dir.with_name(out_dir.name + ".adapter")
-    shutil.rmtree(adapter_dir, ignore_errors=True)
-    adapter_dir.mkdir(parents=True)
+    copies = [out_dir.with_name(f"{out_dir.name}.adapter-{number}") for number in range(len(adapters))]
     try:
-        refuse_unsafe_files(source)
-        copy_allowed_files(source, adapter_dir)
-        check_adapter(adapter_dir, base_names=base_names)
-        add_tokenizer(adapter_dir, base_dir=base_dir)
-        report = merge_adapter(base_dir, adapter_dir=adapter_dir, out_dir=out_dir)
+        for number, (source, copy) in enumerate(zip(adapters, copies, strict=True)):
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.mkdir(parents=True)
+            refuse_unsafe_files(source)
+            copy_allowed_files(source, copy)
+            check_adapter(copy, base_names=base_names if number == 0 else None)
+            add_tokenizer(copy, base_dir=copies[number - 1] if number else base_dir)
+        report = merge_adapters(base_dir, adapter_dirs=copies, out_dir=out_dir)
+        for facts, copy in zip(report.get("adapters", []), copies, strict=False):
+            facts["sha256"] = digest_file(copy / WEIGHTS)
     finally:
-        shutil.rmtree(adapter_dir, ignore_errors=True)
+        for copy in copies:
+            shutil.rmtree(copy, ignore_errors=True)
     return inspect_model(out_dir) | report
 
 
-def check_adapter(folder: Path, *, base_names: set[str]) -> None:
-    """Refuse a copied adapter that is not plain LoRA, names another base, or asks for code."""
+def check_adapter(folder: Path, *, base_names: set[str] | None) -> None:
+    """Refuse a copied adapter that is not plain LoRA, names a base not in `base_names`, or asks for code."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise Refused("no_adapter", f"The folder has no {name}.")
@@ -76,7 +84,8 @@ def check_adapter(folder: Path, *, base_names: set[str]) -> None:
     if isinstance(start, dict | list) or start not in _PLAIN_STARTS:
         raise Refused("unsupported_adapter", f"init_lora_weights {str(start)[:80]!r} is not supported.")
     named = config.get("base_model_name_or_path")
-    if named and not (isinstance(named, str) and {named, last_part(named)} & base_names):
+    known = base_names is None or (isinstance(named, str) and {named, last_part(named)} & base_names)
+    if named and not known:
         raise Refused("wrong_base", f"The adapter says that it belongs to {str(named)[:200]!r}.")
     check_weights(folder, extra_modules=config.get("modules_to_save"))
 

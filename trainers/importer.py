@@ -2,7 +2,8 @@
 
 `python -m trainers.importer SOURCE OUT_DIR --report R.json`: OUT_DIR holds safetensors, config and tokenizer
 only. Exit 0 with the facts in the report, or 3 with {"error": {"code", "message"}}. With `--base DIR` SOURCE
-is an adapter, which is merged into the model in DIR; `--base-name` is what the adapter may call it.
+is an adapter, which is merged into the model in DIR; `--base-name` is what the adapter may call it. Each
+`--then DIR` is another adapter, merged into the result of the one before.
 """
 
 import argparse
@@ -275,6 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--base-name", action="append", default=[])
+    parser.add_argument("--then", type=Path, action="append", default=[])
     arguments = parser.parse_args(argv)
     if argv is None:  # a process of its own
         os.nice(10)  # nobody waits for an import as they do for an answer
@@ -286,10 +288,10 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> dict[str, Any]:
         if arguments.base is None:
             return import_model(arguments.source, out_dir=arguments.out_dir)
-        from trainers.import_adapter import import_adapter
+        from trainers.import_adapter import import_adapters
 
-        return import_adapter(
-            arguments.source,
+        return import_adapters(
+            [arguments.source, *arguments.then],
             base_dir=arguments.base,
             base_names=set(arguments.base_name),
             out_dir=arguments.out_dir,

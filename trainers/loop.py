@@ -3,10 +3,12 @@
 import json
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from trainers.artifacts import write_json
@@ -14,6 +16,7 @@ from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint, rotate, seal, stage
 from trainers.exits import NanLoss
 from trainers.ranks import any_rank, barrier, rank, world_size
+from trainers.zero import RECOVERY_SCRIPTS, own_part
 
 _STATE_FILE = "trainer_state.json"
 _PROGRESS_FILE = "progress.json"
@@ -40,6 +43,7 @@ class Guarded(Trainer):
         self._evaluated_step: int | None = None
         self._all_finite = torch.tensor(True)
         super().__init__(*args, **kwargs)
+        widen_trained(self.model)
         self.remove_callback(PrinterCallback)  # it prints every log to stdout
         self.add_callback(_Pace(self))
         self.add_callback(_Report(attempt, self.reported))
@@ -54,7 +58,10 @@ class Guarded(Trainer):
         if resume.step < self.args.max_steps:
             return self.train(resume_from_checkpoint=str(resume.path)).metrics
         # Killed between its last step and its end. The loop would take one step more.
-        self._load_from_checkpoint(str(resume.path))
+        if self.is_deepspeed_enabled:  # whose engine reads its own files
+            self._prepare_for_training(self.args.max_steps, self.get_train_dataloader(), str(resume.path))
+        else:
+            self._load_from_checkpoint(str(resume.path))
         self.state = TrainerState.load_from_json(str(resume.path / _STATE_FILE))
         if self.eval_dataset is not None and self._evaluated_step != resume.step:
             self.evaluate()
@@ -140,6 +147,8 @@ class Guarded(Trainer):
 
     def _seal(self, staged: Path, *, step: int, root: Path) -> None:
         spec, outcome = self.attempt.spec, self.attempt.outcome
+        for script in staged.glob(RECOVERY_SCRIPTS):
+            script.unlink()
         self.state.save_to_json(str(staged / _STATE_FILE))
         progress = {
             "trained_tokens": outcome.trained_tokens,
@@ -170,21 +179,52 @@ class Guarded(Trainer):
     def _check_weights(self) -> None:
         """A finite loss can still have had infinite gradients; such weights must not become a checkpoint."""
         assert self.model is not None
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
-                raise NanLoss(f"the weights of {name} are not finite at step {self.state.global_step}")
+        broken = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not torch.isfinite(own_part(parameter)).all()
+        ]
+        if any_rank(bool(broken))[0]:
+            where = broken[0] if broken else "another rank"
+            raise NanLoss(f"the weights of {where} are not finite at step {self.state.global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert output_dir is not None
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, PeftModel):
+            return super()._save(output_dir, state_dict=state_dict)
+        if self.args.should_save:
+            # Left to itself PEFT adds the embeddings where they have grown, beside their trained copy.
+            model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+            cast(Any, self.processing_class).save_pretrained(output_dir)
 
     def write_adapter(self, folder: Path) -> None:
         """Adapter and tokenizer, without what others could not or should not read. Every rank calls it."""
-        self.save_model(str(folder), _internal_call=True)
+        if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
+            self._save(str(folder))  # every rank has all weights; save_model would copy the base's as well
+        else:
+            self.save_model(str(folder), _internal_call=True)
         if rank() == 0:
             for name in _NOT_KEPT:
                 (folder / name).unlink(missing_ok=True)
             config_file = folder / "adapter_config.json"
-            config = json.loads(config_file.read_bytes())
-            # The path on this machine says nothing elsewhere.
-            config["base_model_name_or_path"] = self.attempt.spec.model_id
-            write_json(config_file, config)
+            if config_file.exists():
+                config = json.loads(config_file.read_bytes())
+                # The path on this machine says nothing elsewhere.
+                config["base_model_name_or_path"] = self.attempt.spec.model_id
+                write_json(config_file, config)
+
+
+def widen_trained(model: Any) -> None:
+    """What is trained is float32, whatever computes with it: else small updates are lost, and float16 fails.
+
+    ZeRO-3 is left alone: its shards have one dtype, and its optimizer keeps the float32 copy.
+    """
+    if is_deepspeed_zero3_enabled():
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 class _Pace(TrainerCallback):

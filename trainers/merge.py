@@ -18,10 +18,13 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from trainers.adapters import (
     TRAINED_HEAD_KEY,
@@ -33,6 +36,8 @@ from trainers.adapters import (
 )
 from trainers.artifacts import Refused, count_bytes, digest_folder, publish_folder, report_outcome, write_json
 from trainers.specs import SpecError, load_run_spec
+from trainers.specs.parameters import Resolved
+from trainers.vocabulary import add_rows, count_rows
 
 PROMPT_LIMIT_TOKENS = 48
 PROMPTS = (
@@ -57,75 +62,158 @@ def merge_run(run_dir: Path, *, out_dir: Path) -> dict[str, Any]:
     if spec.model_digest and digest_folder(base_dir) != spec.model_digest:
         raise Refused("wrong_base", f"{base_dir} is no longer the model that the run was trained on.")
     head: Head = "score" if spec.method == "reward" else "lm"
-    return merge_adapter(base_dir, adapter_dir=run_dir / "output", out_dir=out_dir, head=head)
+    settings, trained = spec.settings(), run_dir / "output"
+    if not settings.use_peft:
+        return publish_whole(base_dir, trained_dir=trained, out_dir=out_dir, head=head)
+    report = merge_adapters(base_dir, adapter_dirs=[trained], out_dir=out_dir, head=head)
+    report["warnings"] += describe_quantization(settings)
+    return report
 
 
-def merge_adapter(base_dir: Path, *, adapter_dir: Path, out_dir: Path, head: Head = "lm") -> dict[str, Any]:
-    """Merge, save, reload and verify. `out_dir` appears only when everything agreed."""
+def describe_quantization(settings: Resolved) -> list[dict[str, str]]:
+    """A warning where the adapter learned on rounded weights, and is now on those that were not."""
+    if not (settings.load_in_8bit or settings.load_in_4bit):
+        return []
+    bits = 4 if settings.load_in_4bit else 8
+    message = (
+        f"The adapter was trained on the base in {bits} bits and merged into the base as it is stored: "
+        "answers may differ a little from what training saw."
+    )
+    return [{"code": "trained_on_quantized_base", "message": message}]
+
+
+def merge_adapters(
+    base_dir: Path, *, adapter_dirs: Sequence[Path], out_dir: Path, head: Head = "lm"
+) -> dict[str, Any]:
+    """Merge, save, reload and verify. `out_dir` appears only when everything agreed.
+
+    Each adapter is merged into the result of the one before, and compared, before the next is read. Of
+    several, the report has the facts of each in `adapters`, and at its top those of the least exact.
+    """
+    with _published(out_dir) as work_dir:
+        return _merge_into(work_dir, base_dir=base_dir, adapter_dirs=adapter_dirs, head=head)
+
+
+def publish_whole(base_dir: Path, *, trained_dir: Path, out_dir: Path, head: Head = "lm") -> dict[str, Any]:
+    """A model of which all weights were trained: narrow it to the base's dtype, save, reload and verify."""
+    with _published(out_dir) as work_dir:
+        tokenizer = _load_own_tokenizer(trained_dir)
+        prompts = encode_prompts(tokenizer)
+        base = load_model(base_dir, head=head)
+        dtype = base.dtype
+        add_rows(base, tokenizer)
+        base_logits = compute_logits(base, prompts)
+        del base
+        model = load_model(trained_dir, head=head)
+        trained_logits = compute_logits(model, prompts)
+        model = model.to(dtype)
+        narrowed_logits = compute_logits(model, prompts)
+        report = compare_logits(base_logits, trained_logits, narrowed_logits, tolerance=TOLERANCE[dtype])
+        weights = digest_weights(model)
+        save_merged(model, work_dir, base_dir=base_dir, tokenizer=tokenizer)
+        del model
+        gc.collect()
+        verify_saved(
+            work_dir, head=head, weights=weights, dtype=dtype, prompts=prompts, expected=narrowed_logits
+        )
+        return report | _describe(work_dir, dtype=dtype, head=head) | {"trained": "all weights"}
+
+
+@contextmanager
+def _published(out_dir: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `out_dir` when nothing was raised."""
     if out_dir.exists():
         raise Refused("output_exists", f"{out_dir} already exists.")
     work_dir = out_dir.with_name(out_dir.name + ".tmp")
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
     try:
-        report = _merge_into(work_dir, base_dir=base_dir, adapter_dir=adapter_dir, head=head)
+        yield work_dir
         publish_folder(work_dir, out_dir)
     except BaseException:
         shutil.rmtree(work_dir, ignore_errors=True)
         raise
-    return report
 
 
-def _merge_into(work_dir: Path, *, base_dir: Path, adapter_dir: Path, head: Head) -> dict[str, Any]:
-    try:
-        tokenizer = load_tokenizer(adapter_dir)
-    except (ValueError, OSError) as error:
-        raise Refused("no_tokenizer", f"The run's output has no tokenizer: {error}") from error
-    prompts = [torch.tensor([ids]) for ids in encode_prompts(tokenizer)]
-    if head == "score":  # one number a text: more texts
-        prompts = [ids[:, :end] for ids in prompts for end in range(4, ids.shape[1] + 1, 4)]
+def _merge_into(
+    work_dir: Path, *, base_dir: Path, adapter_dirs: Sequence[Path], head: Head
+) -> dict[str, Any]:
     model = load_model(base_dir, head=head)
     dtype = model.dtype
-    adapted = attach_adapter(model, adapter_dir=adapter_dir, tokenizer=tokenizer)
-    with adapted.disable_adapter():
-        base_logits = compute_logits(adapted, prompts)
-    adapted_logits = compute_logits(adapted, prompts)
-    try:
-        model = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise Refused("nan_weights", str(error)) from error
-    del adapted
+    tokenizer: Any = None
+    steps: list[dict[str, Any]] = []
+    for position, adapter_dir in enumerate(adapter_dirs, 1):
+        try:
+            before, tokenizer = tokenizer, _load_own_tokenizer(adapter_dir)
+            if before is not None and count_rows(tokenizer) < count_rows(before):
+                raise Refused("bad_adapter", "Its tokenizer lacks tokens of the adapter before it.")
+            model, facts = _merge_one(model, adapter_dir=adapter_dir, tokenizer=tokenizer)
+        except Refused as refused:
+            if len(adapter_dirs) == 1:
+                raise
+            raise Refused(refused.code, f"Adapter {position} of {len(adapter_dirs)}: {refused}") from refused
+        steps.append(facts)
+    prompts = encode_prompts(tokenizer)
     merged_logits = compute_logits(model, prompts)
-    report = compare_logits(base_logits, adapted_logits, merged_logits, tolerance=TOLERANCE[dtype])
     weights = digest_weights(model)
     save_merged(model, work_dir, base_dir=base_dir, tokenizer=tokenizer)
     del model
     gc.collect()
     verify_saved(work_dir, head=head, weights=weights, dtype=dtype, prompts=prompts, expected=merged_logits)
-    return report | {
-        "digest": digest_folder(work_dir),
-        "bytes": count_bytes(work_dir),
+    report = max(steps, key=lambda facts: facts["rms_rel_diff"])
+    if len(steps) > 1:
+        warnings = [warning for facts in steps for warning in facts["warnings"]]
+        report = report | {"warnings": warnings, "adapters": steps}
+    return report | _describe(work_dir, dtype=dtype, head=head)
+
+
+def _merge_one(model: Any, *, adapter_dir: Path, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
+    """The model with the adapter in it, and how exactly that went."""
+    prompts, tolerance = encode_prompts(tokenizer), TOLERANCE[model.dtype]
+    adapted = attach_adapter(model, adapter_dir=adapter_dir, tokenizer=tokenizer)
+    with adapted.disable_adapter():
+        base_logits = compute_logits(adapted, prompts)
+    adapted_logits = compute_logits(adapted, prompts)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise Refused("nan_weights", str(error)) from error
+    merged_logits = compute_logits(merged, prompts)
+    return merged, compare_logits(base_logits, adapted_logits, merged_logits, tolerance=tolerance)
+
+
+def _load_own_tokenizer(folder: Path) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except (ValueError, OSError) as error:
+        raise Refused("no_tokenizer", f"The run's output has no tokenizer: {error}") from error
+
+
+def _describe(folder: Path, *, dtype: torch.dtype, head: Head) -> dict[str, Any]:
+    return {
+        "digest": digest_folder(folder),
+        "bytes": count_bytes(folder),
         "dtype": str(dtype).removeprefix("torch."),
         "head": head,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
-def encode_prompts(tokenizer: Any) -> list[list[int]]:
+def encode_prompts(tokenizer: Any) -> list[torch.Tensor]:
     """Token ids of the fixed prompts, and of the first as a chat where the tokenizer knows how."""
     texts = list(PROMPTS)
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": PROMPTS[0]}]
         texts.append(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return [tokenizer(text)["input_ids"][-PROMPT_LIMIT_TOKENS:] for text in texts]
+    return [torch.tensor(tokenizer(text)["input_ids"][-PROMPT_LIMIT_TOKENS:]) for text in texts]
 
 
 @torch.inference_mode()
 def compute_logits(model: Any, prompts: list[torch.Tensor]) -> torch.Tensor:
-    """Logits at every position of every prompt, [positions, vocabulary], or its score; in float32.
+    """Centred logits, or scores, at every position of every prompt, [positions, vocabulary or 1], in float32.
 
     Each layer that holds weights is widened to float32 just before it runs and narrowed right after: that
-    loses nothing, and only one layer at a time costs the extra memory.
+    loses nothing, and only one layer at a time costs the extra memory. One pass over all prompts widens once.
     """
     handles = []
     for module in model.modules():
@@ -134,8 +222,17 @@ def compute_logits(model: Any, prompts: list[torch.Tensor]) -> torch.Tensor:
             continue
         handles.append(module.register_forward_pre_hook(_widen))
         handles.append(module.register_forward_hook(_narrow_to(own[0].dtype)))
+    # Padded on the right, where a causal model does not look.
+    mask = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True)
+    batch = {"input_ids": pad_sequence(prompts, batch_first=True), "attention_mask": mask, "use_cache": False}
     try:
-        return torch.cat([model(input_ids=ids, use_cache=False).logits[0] for ids in prompts])
+        if not hasattr(model, "score"):
+            logits = model(**batch).logits[mask.bool()]
+            # What all tokens of a position have in common changes no probability.
+            return logits - logits.mean(dim=-1, keepdim=True)
+        # The model itself would score only the last position of each prompt.
+        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return whole.score(whole.base_model(**batch).last_hidden_state)[mask.bool()]
     finally:
         for handle in handles:
             handle.remove()

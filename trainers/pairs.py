@@ -22,7 +22,7 @@ class PairEncoder:
     def encode(self, rows: list[Pair]) -> Iterator[Example]:
         """One example a pair, in order. Raises DataError, naming the line."""
         texts = [
-            Row(pair.line, _with_answer(pair.prompt, answer))
+            Row(pair.line, with_answer(pair.prompt, answer))
             for pair in rows
             for answer in (pair.chosen, pair.rejected)
         ]
@@ -35,8 +35,8 @@ class PairEncoder:
         return iter(())
 
     def _join(self, line: int, chosen: Example, rejected: Example) -> Example:
-        prompt, good = _split(chosen)
-        other_prompt, bad = _split(rejected)
+        prompt, good = split_answer(chosen)
+        other_prompt, bad = split_answer(rejected)
         if prompt != other_prompt:
             raise DataError(
                 f"line {line}: the chat template writes the prompt differently for the two answers"
@@ -52,13 +52,13 @@ class PairEncoder:
         )
 
 
-def _with_answer(prompt: list[Message], answer: str) -> list[Message]:
+def with_answer(prompt: list[Message], answer: str) -> list[Message]:
     """The conversation with the answer at its end, which alone is looked for."""
     earlier = [message | ({"weight": 0} if message["role"] == "assistant" else {}) for message in prompt]
     return [*earlier, {"role": "assistant", "content": answer}]
 
 
-def _split(example: Example) -> tuple[list[int], list[int]]:
+def split_answer(example: Example) -> tuple[list[int], list[int]]:
     """The tokens before the answer, and the answer with its end of turn."""
     trained = [i for i, label in enumerate(example.labels) if label != IGNORED]
     start, end = trained[0], trained[-1] + 1

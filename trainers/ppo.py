@@ -8,6 +8,7 @@ ranks each draws its share; gradients are summed by hand, losses being divided b
 import time
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,10 +55,11 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     base: Any = recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype)
     base.to(device)
-    tokenizer: Any = load_tokenizer(spec.model_dir)
+    tokenizer: Any = load_tokenizer(Path(prepared["tokenizer"]))
     stop_ids = find_stop_ids(tokenizer, base.generation_config.eos_token_id)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     lora = recipe.configure_lora(settings, task_type="CAUSAL_LM")
+    assert lora is not None  # its specs refuse use_peft=false
     policy = Policy(base, lora, stop_ids=stop_ids, pad_id=pad_id)
     scorer = load_scorer(spec, policy, tokenizer=tokenizer, dtype=dtype)
     total_steps = settings.max_steps or settings.n_epochs * ceil(len(rows) / settings.batch_size)

@@ -35,9 +35,17 @@ def load_scorer(spec: RunSpec, policy: Policy, *, tokenizer: Any, dtype: torch.d
     config = json.loads((spec.reward_model_dir / "config.json").read_bytes())
     if config.get(TRAINED_HEAD_KEY) is not True:
         raise _refuse("it is no reward model: it has no trained head, and a random one rewards noise")
-    if spec.reward_adapter_dir:
+    if spec.reward_adapter_dir and _reads_alike(spec.reward_adapter_dir, tokenizer):
         return ScorerOnBase(policy, spec.reward_adapter_dir, pad_id=config["pad_token_id"])
     return ScorerBeside(spec.reward_model_dir, tokenizer=tokenizer, device=policy.device, dtype=dtype)
+
+
+def _reads_alike(adapter_dir: Path, tokenizer: Any) -> bool:
+    """Whether the adapter alone makes the reward model, and learnt texts as the policy writes them."""
+    config: Any = LoraConfig.from_pretrained(str(adapter_dir))
+    heads = {"score", "classifier"}
+    judge = load_tokenizer(adapter_dir)
+    return set(config.modules_to_save or ()) <= heads and judge.chat_template == tokenizer.chat_template
 
 
 class ScorerOnBase:

@@ -3,20 +3,19 @@
 Needs no GPU. Writes RUN_DIR/prepared.json; a fault in the user's data goes to exit.json and exits 3.
 """
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainers.artifacts import digest_file, write_json
-from trainers.checkpoints import Checkpoint, latest_valid, sync
+from trainers.cache import digest_tokenizer, name_entry, published
+from trainers.checkpoints import Checkpoint, latest_valid
 from trainers.events import Events
 from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
@@ -24,31 +23,14 @@ from trainers.row_formats import PLAIN_TEXT, AnyRow
 from trainers.rows import RowError, Rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 
-CODE_VERSION = 2  # raise it when the same input would be encoded differently
 ROWS_FILE = "rows.arrow"
 INFO_FILE = "info.json"
 _BATCH_ROWS = 64
 _LISTED_LINES = 20
-# What decides how text becomes tokens, and which tokens end a turn.
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "generation_config.json",
-)
+if TYPE_CHECKING:
+    from trainers.run_tokenizer import InputFile
 
 log = logging.getLogger("trainers.prepare")
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file and the format that the check of its rows found; None: to be found again."""
-
-    path: Path
-    format: str | None
 
 
 @dataclass
@@ -68,19 +50,23 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
     """Writes and returns prepared.json. Raises DataError for what the owner of the data can mend."""
     spec = load_run_spec(run_dir)
     events.phase("preparing")
-    from trainers.data import load_tokenizer  # only now: what is wrong with the spec is told without torch
+    # Only now: what is wrong with the spec is told without torch.
+    from trainers.run_tokenizer import InputFile, obtain_tokenizer, report_compression
 
-    tokenizer = load_tokenizer(spec.model_dir, for_chat=METHODS[spec.method].learns_from != "document")
-    train = InputFile(spec.train_file, spec.train_format)
+    settings = spec.settings()
+    train = InputFile(spec.train_file, spec.train_format, settings.max_train_samples)
+    tokenizer = obtain_tokenizer(train, spec=spec, events=events)
     train_dir, counts, train_hit = encode_file(train, tokenizer, spec=spec, events=events)
+    report_compression(tokenizer, train_dir / ROWS_FILE, events=events)
     prepared: dict[str, Any] = {
+        "tokenizer": tokenizer.name_or_path,
         "train": str(train_dir),
         "validation": None,
         "counts": asdict(counts),
         "cache_hit": {"train": train_hit},
     }
     if spec.validation_file:
-        validation = InputFile(spec.validation_file, spec.validation_format)
+        validation = InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)
         folder, validation_counts, hit = encode_file(validation, tokenizer, spec=spec, events=events)
         prepared["validation"] = str(folder)
         prepared["validation_counts"] = asdict(validation_counts)
@@ -106,11 +92,21 @@ def pick_checkpoint(run_dir: Path, *, spec: RunSpec, events: Events) -> Checkpoi
 
 
 def encode_file(
-    source: InputFile, tokenizer: Any, *, spec: RunSpec, events: Events
+    source: "InputFile", tokenizer: Any, *, spec: RunSpec, events: Events
 ) -> tuple[Path, Counts, bool]:
     """(folder of the encoded file in the cache, its counts, whether it was there already)."""
     settings = spec.settings().model_dump(include=METHODS[spec.method].shaping)
-    key = _cache_key(source, spec=spec, chat_template=str(tokenizer.chat_template), settings=settings)
+    stops = spec.model_dir / "generation_config.json"
+    key = name_entry(
+        learns_from=METHODS[spec.method].learns_from,
+        format=source.format if source.format == PLAIN_TEXT else None,
+        content=digest_file(source.path),
+        max_rows=source.max_rows,
+        tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
+        stops=digest_file(stops) if stops.is_file() else None,
+        chat_template=str(tokenizer.chat_template),
+        settings=settings,
+    )
     folder = spec.cache_dir / "tokenized" / key
     counts = _read_cached(folder)
     hit = counts is not None
@@ -124,20 +120,6 @@ def encode_file(
             "raise max_length"
         )
     return folder, counts, hit
-
-
-def _cache_key(source: InputFile, *, spec: RunSpec, chat_template: str, settings: dict[str, Any]) -> str:
-    names = {file for pattern in _TOKENIZER_FILES for file in spec.model_dir.glob(pattern) if file.is_file()}
-    key = {
-        "code": CODE_VERSION,
-        "learns_from": METHODS[spec.method].learns_from,
-        "format": source.format if source.format == PLAIN_TEXT else None,
-        "content": digest_file(source.path),
-        "tokenizer": {file.name: digest_file(file) for file in sorted(names)},
-        "chat_template": chat_template,
-        "settings": settings,
-    }
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def _read_cached(folder: Path) -> Counts | None:
@@ -154,32 +136,21 @@ def _read_cached(folder: Path) -> Counts | None:
 
 
 def _encode_into(
-    folder: Path, source: InputFile, *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
+    folder: Path, source: "InputFile", *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
 ) -> Counts:
     """Encodes a file beside its place in the cache, then moves it there."""
     encoder = _make_encoder(tokenizer, spec=spec, settings=settings)
-    work = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-    work.mkdir(parents=True)
-    try:
-        rows = Rows(source.path, plain_text=source.format == PLAIN_TEXT)
-        counts = _write_rows(work / ROWS_FILE, rows, encoder=encoder, method=spec.method)
+    with published(folder) as work:
+        counts = _write_rows(work / ROWS_FILE, source, encoder=encoder, method=spec.method)
         info = {"bytes": (work / ROWS_FILE).stat().st_size, "counts": asdict(counts)}
         write_json(work / INFO_FILE, info)
-        sync(work)
-        try:
-            work.rename(folder)
-        except OSError:
-            if _read_cached(folder) is None:  # else another run encoded the same file meanwhile
-                raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return counts
 
 
 def _make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
     """The encoder of what the method learns from."""
     from trainers.data import ConversationEncoder, find_stop_ids
+    from trainers.labelled import LabelledEncoder
     from trainers.packing import PackingEncoder
     from trainers.pairs import PairEncoder
     from trainers.prompts import PromptEncoder
@@ -189,15 +160,16 @@ def _make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) ->
         return PackingEncoder(tokenizer, **settings)
     if kind == "prompt":
         return PromptEncoder(tokenizer, **settings)
-    encoder = PairEncoder if kind == "preference" else ConversationEncoder
-    return encoder(tokenizer, stop_ids=find_stop_ids(tokenizer, spec.model_dir), **settings)
+    encoders = {"preference": PairEncoder, "labelled": LabelledEncoder, "conversation": ConversationEncoder}
+    return encoders[kind](tokenizer, stop_ids=find_stop_ids(tokenizer, spec.model_dir), **settings)
 
 
-def _write_rows(target: Path, rows: Rows, *, encoder: Encoder, method: str) -> Counts:
+def _write_rows(target: Path, source: "InputFile", *, encoder: Encoder, method: str) -> Counts:
     import pyarrow
 
     schema = pyarrow.schema({name: pyarrow.list_(pyarrow.int32()) for name in encoder.columns})
     counts = Counts()
+    rows, used = source.read()
 
     def write(stream: Any, examples: Iterator[Example]) -> None:
         kept = [example for example in examples if _count(example, counts)]
@@ -206,7 +178,7 @@ def _write_rows(target: Path, rows: Rows, *, encoder: Encoder, method: str) -> C
 
     with target.open("wb") as file:
         with pyarrow.ipc.new_stream(file, schema) as stream:
-            for batch in _batches(rows, method=method):
+            for batch in _batches(rows, used, method=method):
                 write(stream, encoder.encode(batch))
             write(stream, encoder.finish())
         file.flush()
@@ -215,9 +187,9 @@ def _write_rows(target: Path, rows: Rows, *, encoder: Encoder, method: str) -> C
     return counts
 
 
-def _batches(rows: Rows, *, method: str) -> Iterator[list[AnyRow]]:
+def _batches(rows: Rows, used: Iterator[AnyRow | RowError], *, method: str) -> Iterator[list[AnyRow]]:
     batch: list[AnyRow] = []
-    for row in rows:
+    for row in used:
         if isinstance(row, RowError):
             raise DataError(f"line {row.line}: {row.message}")
         if not METHODS[method].takes(rows.kind):
@@ -256,6 +228,8 @@ def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool
         code="prepared",
         file=path.name,
         cache_hit=hit,
+        rows=counts.used,
+        tokens=counts.tokens,
     )
     if counts.truncated:
         events.message(

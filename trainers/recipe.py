@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainerState
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from trainers.artifacts import publish_folder, write_json
@@ -19,25 +21,39 @@ from trainers.checkpoints import Checkpoint
 from trainers.events import Events
 from trainers.loop import Guarded
 from trainers.prepare import ROWS_FILE
+from trainers.quantized import configure_quantization, keep_differentiable
 from trainers.ranks import barrier, rank, world_size
 from trainers.specs import SpecError
 from trainers.specs.parameters import Resolved
+from trainers.warm_start import start_from_adapter
+from trainers.zero import count_elements, shards_weights, start_zero
 
+TOKEN_MODULES = {"embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out"}
 _LAYER_INDEX = re.compile(r"\.\d+\.")
 
 
 def load_base(auto_class: Any, attempt: Attempt, *, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
-    """The job's model, offline and without remote code. Raises SpecError for targets it does not have."""
+    """The job's model, offline and without remote code, in fewer bits where the job says so.
+
+    Call it once the trainer's arguments are made. Raises SpecError for targets that the model does not have.
+    """
     spec = attempt.spec
+    settings = spec.settings()
+    # The arguments tell transformers to load it in shards.
+    assert is_deepspeed_zero3_enabled() == shards_weights(settings)
     model = auto_class.from_pretrained(
         spec.model_dir,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        **configure_quantization(settings, dtype=dtype),
         **more,
     )
-    check_targets(model, spec.settings().target_modules, method=spec.method)
+    keep_differentiable(model)
+    if settings.use_peft:
+        check_targets(model, settings.target_modules, method=spec.method)
+    check_modules(model, settings.modules_to_save or [], method=spec.method)
     return model
 
 
@@ -49,9 +65,25 @@ def ensure_pad_token(tokenizer: Any) -> int:
     return int(pad_token_id)
 
 
-def configure_lora(settings: Resolved, *, task_type: str) -> LoraConfig:
-    """The adapter as the job wants it."""
+def configure_lora(
+    settings: Resolved,
+    *,
+    task_type: str,
+    model: PreTrainedModel | None = None,
+    token_modules: Sequence[str] = (),
+) -> LoraConfig | None:
+    """The adapter as the job wants it; None for a job that trains all weights.
+
+    model: which gets it, needed only where modules are trained whole. token_modules: what holds rows of new
+    tokens, and must be trained whole with them.
+    """
+    if not settings.use_peft:
+        return None
+    whole: list[str] = sorted({*(settings.modules_to_save or []), *token_modules})
+    tied = bool(model and getattr(model.config, "tie_word_embeddings", False))
     return LoraConfig(
+        modules_to_save=whole or None,
+        ensure_weight_tying=tied and any(name in TOKEN_MODULES for name in whole),
         task_type=task_type,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType] - any number will do
@@ -69,6 +101,7 @@ def common_arguments(
     per_pass = settings.micro_batch_size * world_size()
     accumulation = settings.batch_size // per_pass
     total_steps = settings.max_steps or settings.n_epochs * ceil(ceil(n_rows / per_pass) / accumulation)
+    zero = start_zero(settings)
     checkpointing = cuda if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing
     return {
         "output_dir": str(attempt.run_dir / "checkpoints"),
@@ -94,6 +127,7 @@ def common_arguments(
         "eval_steps": settings.eval_steps,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
+        "deepspeed": zero,
         "use_cpu": not cuda,
         "ddp_backend": "gloo" if world_size() > 1 and not cuda else None,
         "ddp_find_unused_parameters": False,
@@ -108,11 +142,22 @@ def carry_out(trainer: Guarded, *, resume: Checkpoint | None, dtype: torch.dtype
     """Trains into RUN_DIR/output, or until asked to stop; the outcome says which."""
     attempt = trainer.attempt
     outcome, events = attempt.outcome, attempt.events
+    if attempt.spec.init_adapter_dir and resume is None:
+        start_from_adapter(trainer.model, attempt.spec.init_adapter_dir, method=attempt.spec.method)
+        named = attempt.spec.settings().init_adapter
+        events.message(f"Starting from the weights of {named}", code="warm_start")
     if rank() == 0:
         trainer.add_callback(Curves(SummaryWriter(str(attempt.run_dir / "tensorboard"))))
     describe(trainer, dtype=dtype, events=events)
     events.phase("training")
     summary = trainer.train_from(resume)
+    if torch.cuda.is_available():
+        peak_bytes = torch.cuda.max_memory_allocated()
+        events.message(
+            f"{peak_bytes / 2**30:.1f} GiB of GPU memory at most",
+            code="peak_memory",
+            peak_gpu_bytes=peak_bytes,
+        )
     if trainer.stopped_early:
         outcome.reason = "stopped"
         outcome.message = f"stopped after step {outcome.step} of {trainer.args.max_steps}"
@@ -165,6 +210,17 @@ def check_targets(model: PreTrainedModel, names: str | list[str], *, method: str
             )
 
 
+def check_modules(model: PreTrainedModel, names: list[str], *, method: str) -> None:
+    """Raises SpecError for a module to be trained whole that the model does not have."""
+    known = {name for name, _ in model.named_modules() if name}
+    for name in names:
+        if not any(full == name or full.endswith(f".{name}") for full in known):
+            raise SpecError(
+                f"modules_to_save: this model has no module {name!r}",
+                param=f"method.{method}.hyperparameters.modules_to_save",
+            )
+
+
 def describe(trainer: Guarded, *, dtype: torch.dtype, events: Events) -> None:
     """Tells what "auto" came to on this machine."""
     arguments, model = trainer.args, trainer.model
@@ -174,7 +230,7 @@ def describe(trainer: Guarded, *, dtype: torch.dtype, events: Events) -> None:
         for name, module in model.named_modules()
         if hasattr(module, "lora_A")
     }
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = sum(count_elements(p) for p in model.parameters() if p.requires_grad)
     events.message(
         f"{trainable:,} trainable parameters, {arguments.max_steps} steps "
         f"of {arguments.per_device_train_batch_size} rows x {arguments.gradient_accumulation_steps} passes "

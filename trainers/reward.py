@@ -3,6 +3,7 @@
 loss = -log sigmoid(score(chosen) - score(rejected)), both answers in one forward pass (Ouyang et al. 2022).
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,32 +25,34 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     train_rows = recipe.load_rows(prepared["train"])
     valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
     dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
-    tokenizer = load_tokenizer(spec.model_dir)
+    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
     pad_token_id = recipe.ensure_pad_token(tokenizer)
+    arguments = RewardConfig(
+        **recipe.common_arguments(
+            attempt,
+            dtype=dtype,
+            n_rows=len(train_rows),
+            evaluates=valid_rows is not None,
+            resumes=resume is not None,
+        ),
+        max_length=None,
+        remove_unused_columns=False,
+        disable_dropout=False,
+    )
     set_seed(spec.seed)  # the head starts out random, and alike on every rank
     model = recipe.load_base(AutoModelForSequenceClassification, attempt, dtype=dtype, num_labels=1)
-    arguments = recipe.common_arguments(
-        attempt,
-        dtype=dtype,
-        n_rows=len(train_rows),
-        evaluates=valid_rows is not None,
-        resumes=resume is not None,
-    )
     trainer = PairwiseTrainer(
         model=model,
-        args=RewardConfig(**arguments, max_length=None, remove_unused_columns=False, disable_dropout=False),
+        args=arguments,
         train_dataset=train_rows,
         eval_dataset=valid_rows,
         processing_class=tokenizer,
         data_collator=JoiningCollator(pad_token_id=pad_token_id),
         compute_metrics=describe_scores,
-        peft_config=recipe.configure_lora(settings, task_type="SEQ_CLS"),
+        peft_config=recipe.configure_lora(settings, task_type="SEQ_CLS", model=model),
         attempt=attempt,
         keep_checkpoints=settings.save_total_limit,
     )
-    for parameter in trainer.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
-        if parameter.requires_grad:  # PEFT widens adapters, but not the head
-            parameter.data = parameter.data.float()
     recipe.carry_out(trainer, resume=resume, dtype=dtype)
 
 

@@ -16,8 +16,9 @@ from trainers.messages import (
     type_name,
 )
 
-# What a row is to a method: something said, two answers of which one was preferred, plain text, a question.
-RowKind = Literal["conversation", "preference", "document", "prompt"]
+# What a row is to a method: something said, two answers of which one was preferred, one answer found good or
+# bad, plain text, a question.
+RowKind = Literal["conversation", "preference", "labelled", "document", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """An answer to a prompt, and whether it is a good one."""
+
+    line: int
+    prompt: list[Message]
+    completion: str
+    label: bool
+
+
+@dataclass(frozen=True)
 class Document:
     """Plain text."""
 
@@ -54,7 +65,7 @@ class Prompt:
     messages: list[Message]
 
 
-AnyRow = Row | Pair | Document | Prompt
+AnyRow = Row | Pair | Labelled | Document | Prompt
 
 
 @dataclass(frozen=True)
@@ -205,6 +216,21 @@ def _openai_preference(row: dict[str, Any], line: int) -> Pair:
     return Pair(line, prompt, *_answers(row, "preferred_output", "non_preferred_output"))
 
 
+def _labelled(row: dict[str, Any], line: int) -> Labelled:
+    """TRL's form of unpaired preferences: a prompt (a text or messages), one answer, true or false."""
+    if "messages" in row:
+        prompt = check_prompt(row["messages"], "messages")
+    elif isinstance(row.get("prompt"), list):
+        prompt = check_prompt(row["prompt"], "prompt")
+    else:
+        prompt = check_prompt([{"role": "user", "content": _text(row, "prompt")}], "prompt")
+    return Labelled(line, prompt, _answer(row, "completion"), row["label"])
+
+
+def _is_unlabelled(row: dict[str, Any]) -> bool:
+    return "completion" not in row or not isinstance(row.get("label"), bool)
+
+
 def _answers(row: dict[str, Any], chosen: str, rejected: str) -> tuple[str, str]:
     texts = _answer(row, chosen), _answer(row, rejected)
     if texts[0] == texts[1]:
@@ -275,6 +301,15 @@ FORMATS: dict[str, Format] = {
         ("chosen", "rejected"),
         ("prompt", "conversations", "system", "system_prompt"),
         _chosen_rejected,
+    ),
+    # A label of another type is some column that conversations carry along.
+    "labelled": Format(
+        "labelled",
+        '{"prompt", "completion", "label": true or false}',
+        ("completion", "label"),
+        ("prompt", "messages"),
+        _labelled,
+        unless=_is_unlabelled,
     ),
     "messages": Format(
         "conversation", '{"messages": [...]}', ("messages",), (), _messages, unless=_ends_with_user

@@ -33,6 +33,7 @@ MODULES = {
     "supervised": "trainers.sft",
     "reward": "trainers.reward",
     "dpo": "trainers.dpo",
+    "kto": "trainers.kto",
     "ppo": "trainers.ppo",
 }
 _POLL_S = 0.2
@@ -124,6 +125,11 @@ def _agree_on_checkpoint(
     assert not isinstance(found, Corrupt)
     if found and found.manifest["settings_sha256"] != spec.settings_sha256():
         raise BadCheckpoint(f"{found.path} was written by a run with another model or other hyperparameters")
+    if found and found.manifest["world_size"] != world_size() and spec.settings().deepspeed:
+        raise BadCheckpoint(
+            f"{found.path} holds the shards of {found.manifest['world_size']} processes, "
+            f"and DeepSpeed cannot read them with {world_size()}"
+        )
     if found and found.manifest["world_size"] != world_size():
         events.message(
             f"resuming on {world_size()} processes from a checkpoint of {found.manifest['world_size']}: "
@@ -148,4 +154,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    logging.shutdown()
+    # All is on disk. A thread of a collective may yet let go of a tensor, for which it needs the interpreter:
+    # when that is ending, the process aborts instead.
+    os._exit(status)

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: a LoRA adapter, with TRL's trainer and our data, events and checkpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from trainers.checkpoints import Checkpoint
 from trainers.data import IGNORED, load_tokenizer
 from trainers.loop import Guarded
 from trainers.ranks import world_size
+from trainers.vocabulary import place_tokens
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
@@ -25,23 +27,29 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     if valid_rows is not None:
         valid_rows = pad_rows(valid_rows, multiple=world_size() * settings.micro_batch_size)
     dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
-    trainer = PerTokenTrainer(
-        model=recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype),
-        args=SFTConfig(
-            **recipe.common_arguments(
-                attempt,
-                dtype=dtype,
-                n_rows=len(train_rows),
-                evaluates=valid_rows is not None,
-                resumes=resume is not None,
-            ),
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenized, labelled and cut
+    arguments = SFTConfig(
+        **recipe.common_arguments(
+            attempt,
+            dtype=dtype,
+            n_rows=len(train_rows),
+            evaluates=valid_rows is not None,
+            resumes=resume is not None,
         ),
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenized, labelled and cut
+    )
+    model = recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype)
+    tokenizer = load_tokenizer(Path(prepared["tokenizer"]), for_chat=False)
+    new_rows = place_tokens(model, tokenizer)
+    trainer = PerTokenTrainer(
+        model=model,
+        args=arguments,
         train_dataset=train_rows,
         eval_dataset=valid_rows,
-        processing_class=load_tokenizer(attempt.spec.model_dir, for_chat=False),
-        peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM"),
+        processing_class=tokenizer,
+        peft_config=recipe.configure_lora(
+            settings, task_type="CAUSAL_LM", model=model, token_modules=new_rows
+        ),
         attempt=attempt,
         keep_checkpoints=settings.save_total_limit,
     )

@@ -18,7 +18,9 @@ import psutil
 
 MARKER = "RESIDENCY_ATTEMPT"
 # What a child may inherit. Everything else, database and broker addresses above all, stays here.
-_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "NCCL_SOCKET_IFNAME")
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME")
+# How this machine's GPUs may talk to each other is its operator's decision.
+_INHERITED_PREFIXES = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 _POLL_S = 0.05
 
 
@@ -30,7 +32,11 @@ def marker_of(database_url: str, kind: str, subject_id: str, token: int) -> str:
 
 def child_environment(marker: str, **extra: str) -> dict[str, str]:
     """The environment of a trainer, merge, import or engine process."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
     return inherited | {
         MARKER: marker,
         "HOME": "/nonexistent",

@@ -157,7 +157,7 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
 
     train = session.get_one(File, job.training_file)
     validation = session.get_one(File, job.validation_file) if job.validation_file else None
-    judge = _describe_judge(session, job, base=model)
+    named = _describe_judge(session, job, base=model) | _describe_adapter(session, job)
     earlier = range(lease.token - 1, 0, -1)
     return specs.RunSpec(
         spec_version=specs.SPEC_VERSION,
@@ -170,7 +170,7 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         model_dir=Path(str(model.path)),
         model_id=model.id,
         model_digest=model.digest or "",
-        **judge,
+        **named,
         train_file=path_of(train),
         train_format=_format_of(train),
         validation_file=path_of(validation) if validation else None,
@@ -194,6 +194,15 @@ def _describe_judge(session: Session, job: Job, *, base: Model) -> dict[str, Any
         "reward_model_digest": judge.digest or "",
         "reward_adapter_dir": Path(str(judge.adapter_path)) if same else None,
     }
+
+
+def _describe_adapter(session: Session, job: Job) -> dict[str, Any]:
+    """The adapter whose weights the job starts from."""
+    name = (job.resolved or {}).get("init_adapter")
+    if name is None:
+        return {}
+    model = registry.get_ready(session, name, org_id=job.org_id)
+    return {"init_adapter_dir": Path(str(model.adapter_path)), "init_adapter_digest": model.digest or ""}
 
 
 def _format_of(file: File) -> str | None:

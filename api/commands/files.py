@@ -23,7 +23,7 @@ def upload(
 ) -> None:
     """Upload a file and wait until its rows are checked."""
     client = connect()
-    uploaded = _send(client, path, purpose=purpose)
+    uploaded = send_file(client, path, purpose=purpose)
     with errors.status(f"Checking {path.name}"):
         file = poll(
             lambda: client.get(locate("files", uploaded["id"])),
@@ -62,7 +62,8 @@ def list_files(*, purpose: str | None = None, as_json: AsJson = False) -> None:
     )
 
 
-def _send(client: Client, path: Path, *, purpose: str) -> dict[str, Any]:
+def send_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> dict[str, Any]:
+    """Upload a file, showing how far it is; the file object."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         Progress(*columns, console=errors, transient=True) as progress,

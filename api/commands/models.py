@@ -19,6 +19,7 @@ from api.commands.output import (
 )
 
 app = typer.Typer(no_args_is_help=True, help="Import, list and delete models.")
+_JOB = "ftjob-"
 
 
 @app.command("import")
@@ -35,13 +36,21 @@ def import_model(
     base: Annotated[
         str | None, typer.Option(help="SOURCE is a LoRA adapter: the model to merge it into.")
     ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another adapter, or a job's id, merged into the result; may be given several times."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a model, or merge an adapter, and wait until it can be used."""
     client = connect()
-    if not source.startswith("hf://"):
-        source = str(Path(source).expanduser().absolute())
-    client.post("/v1/models/import", id=model_id, source=source, base=base)
+    source, *others = (_spell_out(given) for given in (source, *(then or ())))
+    if others or source.startswith(_JOB):
+        client.post("/v1/models/import", id=model_id, adapters=[source, *others], base=base)
+    else:
+        client.post("/v1/models/import", id=model_id, source=source, base=base)
     with errors.status(f"Importing {model_id} from {source.rpartition('/')[2]}"):
         model = poll(
             lambda: client.get(locate("models", model_id)),
@@ -97,3 +106,8 @@ def delete(model_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 
 def _details(model: dict[str, Any]) -> dict[str, Any]:
     return model.get("details") or {}
+
+
+def _spell_out(source: str) -> str:
+    """A path as it reads from anywhere; what is no path as it is."""
+    return source if source.startswith(("hf://", _JOB)) else str(Path(source).expanduser().absolute())

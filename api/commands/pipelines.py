@@ -9,6 +9,7 @@ import typer
 
 from api import client as http
 from api.client import Client, ClientError, connect, locate
+from api.commands.files import send_file
 from api.commands.follow import TERMINAL, detachable, insist
 from api.commands.output import AsJson, errors, format_time, out, plain, print_fields, print_json, print_table
 
@@ -18,7 +19,13 @@ PipelineId = Annotated[str, typer.Argument(metavar="ID")]
 
 def run(
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The pipeline as YAML.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="The pipeline as YAML. Files stand there by id, or by path, and then are uploaded.",
+        ),
     ],
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it is over.")] = False,
@@ -26,7 +33,7 @@ def run(
 ) -> None:
     """Start a pipeline. Stages that ran before with the same inputs are not run again."""
     client = connect()
-    pipeline = client.post("/v1/pipelines", **_read(path))
+    pipeline = client.post("/v1/pipelines", **_upload_files(client, _read(path), folder=path.parent))
     if as_json:
         print_json(pipeline)
     else:
@@ -110,6 +117,28 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(pipeline, dict) or not all(isinstance(key, str) for key in pipeline):
         raise ClientError(f"{path} is not a pipeline: it must have a name and stages.")
     return pipeline
+
+
+def _upload_files(client: Client, pipeline: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """The pipeline with the ids of the files that it names by their paths; each is uploaded once."""
+    uploaded: dict[Path, str] = {}
+
+    def replace(stage: Any) -> Any:
+        if not isinstance(stage, dict):
+            return stage
+        named = {
+            key: folder / str(stage[key]) for key in ("training_file", "validation_file") if key in stage
+        }
+        paths = {key: path for key, path in named.items() if path.is_file()}
+        for path in paths.values():
+            if path not in uploaded:
+                uploaded[path] = send_file(client, path)["id"]
+        return stage | {key: uploaded[path] for key, path in paths.items()}
+
+    stages = pipeline.get("stages")
+    if not isinstance(stages, list):
+        return pipeline  # the server says what is wrong with it
+    return pipeline | {"stages": [replace(stage) for stage in stages]}
 
 
 def _follow(client: Client, pipeline_id: str) -> int:

@@ -140,6 +140,16 @@ def test_import_of_an_adapter_from_a_hub(peer: Peer) -> None:
     assert peer.requests[0].json() == expected
 
 
+def test_adapters_in_order(peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    peer.answers("POST /v1/models/import", MODEL)
+    peer.answers("GET /v1/models/org%2Fm", MODEL | {"status": "ready"})
+    result = run("models", "import", "ftjob-1", "--id", "org/m", "--base", "org/base", "--then", "second")
+    assert result.exit_code == 0
+    expected = {"id": "org/m", "adapters": ["ftjob-1", str(tmp_path / "second")], "base": "org/base"}
+    assert peer.requests[0].json() == expected
+
+
 def test_import_that_fails(peer: Peer) -> None:
     failed = MODEL | {
         "status": "failed",

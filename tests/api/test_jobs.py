@@ -114,6 +114,19 @@ def test_refusals_name_the_parameter(client, body, more, status, code, param):
     assert client.get(JOBS).json()["data"] == []
 
 
+def test_seed_and_processes_may_stand_among_the_hyperparameters(client, body):
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"seed": 5, "nproc_per_node": 2}}}
+    job = create(client, body, method=method)
+    assert (job["seed"], job["resources"]["nproc_per_node"]) == (5, 2)
+    assert not {"seed", "nproc_per_node"} & job["hyperparameters"].keys()
+    for other, param in (
+        ({"seed": 6}, "seed"),
+        ({"resources": {"nproc_per_node": 1}}, "resources.nproc_per_node"),
+    ):
+        refused = client.post(JOBS, json=body | {"method": method} | other)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 def test_words_for_an_unknown_model(client, body):
     message = client.post(JOBS, json=body | {"model": "m"}).json()["error"]["message"]
     assert message == "The model `m` does not exist or you do not have access to it."

@@ -126,6 +126,29 @@ def test_an_adapter_becomes_a_model_of_its_organisation(client, world, as_admin,
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "base")
 
 
+@pytest.mark.usefixtures("tuned")
+def test_adapters_in_order(client, as_admin):
+    job_id = client.get("/v1/fine_tuning/jobs").json()["data"][0]["id"]
+    asked = {"id": "both", "base": "org/base", "adapters": [job_id, "/adapters/second"]}
+    created = client.post(f"{MODELS}/import", json=asked, headers=as_admin).json()
+    assert created.items() >= {"status": "importing", "kind": "merged", "parent": "org/base"}.items()
+
+    def refuse(**changes: object) -> tuple[int, str, str]:
+        body = {"id": "other"} | asked | changes
+        answer = client.post(f"{MODELS}/import", json={k: v for k, v in body.items() if v}, headers=as_admin)
+        return answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["param"]
+
+    asked["id"] = "other"
+    assert refuse(base=None) == (400, "missing_required_parameter", "base")
+    assert refuse(adapters=None) == (400, "missing_required_parameter", "source")
+    assert refuse(source="/adapters/first") == (400, "invalid_value", "adapters")
+    assert refuse(adapters=None, source=job_id) == (400, "invalid_value", "source")
+    assert refuse(adapters=["/a", "hf://org/name"]) == (400, "hub_disabled", "adapters.1")
+    assert refuse(adapters=[job_id, job_id]) == (400, "wrong_base", "adapters.1")
+    assert refuse(adapters=["ftjob-nowhere"]) == (400, "adapter_not_found", "adapters.0")
+    assert refuse(base="nowhere") == (404, "model_not_found", "base")
+
+
 def test_hubs_are_off_unless_they_are_on(client, settings, as_admin):
     body = {"id": "a", "source": "hf://org/name@v1"}
     answer = client.post(f"{MODELS}/import", json=body, headers=as_admin)

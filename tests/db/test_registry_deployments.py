@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from db import deployments, recovery, registry, tasks
 from db.errors import Conflict, NotFound
@@ -340,3 +341,19 @@ def test_the_least_recently_used_comes_first(world: World):
         order = [deployment.id for deployment, _ in deployments.of_node(session, node="node-1")]
 
     assert order == [made[1].id, made[2].id, made[0].id]
+
+
+def test_a_reward_model_judges_and_its_checkpoint_does_not(world: World) -> None:
+    world.add_model("judge", details={"head": "score"})
+    world.add_model("judge:ckpt-step-1", kind="checkpoint", public=False, details={"head": "score"})
+
+    def hold(session: Session, name: str) -> Model | None:
+        method = {"type": "ppo", "ppo": {"hyperparameters": {"reward_model": name}}}
+        return registry.hold_judge(session, {"method": method}, org_id=world.org_id)
+
+    with world.database.write() as session:
+        judge = hold(session, "judge")
+        assert judge is not None
+        assert judge.id == "judge"
+        with pytest.raises(Conflict, match="is a checkpoint"):
+            hold(session, "judge:ckpt-step-1")

@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "reward": {"rows": pairs(20), "valid_rows": pairs(6, seed=1)},
     "dpo": {"rows": pairs(20), "valid_rows": pairs(6, seed=1)},
+    "kto": {"rows": pairs(10), "valid_rows": pairs(6, seed=1)},
 }
 
 

@@ -152,3 +152,86 @@ def test_other_adapters_are_refused(damage, code, source, import_source, tmp_pat
     damage(source)
     assert import_source(source)["error"]["code"] == code
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.fixture
+def merge_in_order(tiny_model: Path, tmp_path: Path) -> Callable[..., dict]:
+    def run(*adapters: Path, base: Path = tiny_model, out: str = "out") -> dict:
+        first, *others = map(str, adapters)
+        report = tmp_path / f"{out}.json"
+        argv = [first, str(tmp_path / out), "--report", str(report), "--base", str(base), "--base-name=tiny"]
+        main([*argv, *(f"--then={other}" for other in others)])
+        return json.loads(report.read_text())
+
+    return run
+
+
+@pytest.fixture
+def second(tiny_model: Path, tmp_path: Path) -> Path:
+    """Another adapter, which calls its base by a name that nobody here knows."""
+    folder = tmp_path / "second"
+    write_adapter(folder, base=tiny_model, scale=0.1, seed=1)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="/elsewhere/outputs-pt-merged")
+    return folder
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_adapters_in_order_make_what_merging_one_by_one_makes(source, second, merge_in_order, tmp_path):
+    report = merge_in_order(source, second)
+    merge_in_order(source, out="one")
+    edit_json(second / "adapter_config.json", base_model_name_or_path="tiny")
+    merge_in_order(second, base=tmp_path / "one", out="two")
+
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "two")
+    assert weights_of(tmp_path / "out") != weights_of(tmp_path / "one")
+    assert len({facts["sha256"] for facts in report["adapters"]}) == 2
+    assert all(facts["adapter_rel_effect"] > 0.1 for facts in report["adapters"])
+    assert report["rms_rel_diff"] == max(facts["rms_rel_diff"] for facts in report["adapters"])
+    assert not list(tmp_path.glob("out.*adapter*"))
+
+
+def test_the_first_must_name_the_base_and_every_one_must_fit(source, second, merge_in_order, tmp_path):
+    assert merge_in_order(second, source)["error"]["code"] == "wrong_base"
+    for_another_shape(second)
+    error = merge_in_order(source, second)["error"]
+    assert error["code"] == "bad_adapter"
+    assert error["message"].startswith("Adapter 2 of 2: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_that_the_first_brought_are_not_lost(tiny_model, second, merge_in_order, tmp_path):
+    from transformers import AutoTokenizer
+
+    first = tmp_path / "first"
+    write_adapter(first, base=tiny_model, scale=0.1, modules_to_save=["embed_tokens", "lm_head"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    edit_json(first / "adapter_config.json", base_model_name_or_path="tiny")
+    grown = widen(first, tokenizer)
+
+    error = merge_in_order(first, second)["error"]
+    assert (error["code"], "lacks tokens" in error["message"]) == ("bad_adapter", True)
+
+    for path in [*second.glob("tokenizer*"), second / "chat_template.jinja"]:
+        path.unlink()
+    assert "error" not in merge_in_order(first, second)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == grown
+
+
+def widen(adapter: Path, tokenizer) -> int:
+    """Give the adapter two more tokens, as pretraining with new ones does; the tokens there are then."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tokenizer.add_tokens(["angina", "dyspnoea"])
+    tokenizer.save_pretrained(adapter)
+    rows = max(tokenizer.get_vocab().values()) + 1
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        if "lora_" not in name:
+            more = max(rows - len(tensor), 0)
+            tensors[name] = torch.cat([tensor, tensor.mean(0, keepdim=True).repeat(more, 1)])
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    return len(tokenizer)

@@ -39,12 +39,12 @@ from trainers.ppo_losses import (
     value_loss,
     whiten,
 )
-from trainers.ppo_reward import ScorerBeside, ScorerOnBase
+from trainers.ppo_reward import ScorerBeside, ScorerOnBase, load_scorer
 from trainers.ppo_roles import Policy, Texts
 from trainers.ranks import StopRequest
 from trainers.rows import Rows
 from trainers.run import run
-from trainers.specs import SpecError, load_run_spec, parse_method, resolve
+from trainers.specs import RunSpec, SpecError, load_run_spec, parse_method, resolve
 
 EOS, PAD = 2, 0
 PROMPTS = [[1, 40, 41], [1, 50, 51, 52, 53, 54], [1, 60]]
@@ -250,7 +250,9 @@ def make_reward_model(base_dir: Path, folder: Path, *, trained: bool = True, see
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base_dir).save_pretrained(folder)
     lora = recipe.configure_lora(_settings(), task_type="SEQ_CLS")
-    get_peft_model(model, lora).save_pretrained(folder.with_name(f"{folder.name}-adapter"))
+    adapter = folder.with_name(f"{folder.name}-adapter")
+    get_peft_model(model, lora).save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(base_dir).save_pretrained(adapter)
     return folder
 
 
@@ -262,7 +264,6 @@ def reward_model(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def reward_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of our own reward method, with its merged model beside it."""
-    from trainers.specs import RunSpec
 
     root = tmp_path_factory.mktemp("reward")
     run_dir = root / "run"
@@ -289,6 +290,23 @@ def reward_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert run(run_dir, stop=StopRequest()) == 0
     merge_run(run_dir, out_dir=root / "merged")
     return root
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_only_what_reads_as_the_policy_writes_shares_its_base(
+    tiny_model: Path, reward_run: Path, tmp_path: Path, same: bool
+) -> None:
+    adapter = shutil.copytree(reward_run / "run" / "output", tmp_path / "adapter")
+    if not same:
+        (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    spec = RunSpec.model_construct(reward_model_dir=reward_run / "merged", reward_adapter_dir=adapter)
+    scorer = load_scorer(
+        spec,
+        make_policy(tiny_model),
+        tokenizer=AutoTokenizer.from_pretrained(tiny_model),
+        dtype=torch.float32,
+    )
+    assert isinstance(scorer, ScorerOnBase if same else ScorerBeside)
 
 
 def test_padded_scores_equal_those_one_by_one_in_both_places(tiny_model: Path, reward_run: Path) -> None:

@@ -204,3 +204,11 @@ def test_bad_data_exits_3_and_says_which_line(make_run, rows, settings, part) ->
     assert end["reason"] == "bad_data"
     assert part in end["message"]
     assert not (run_dir / "prepared.json").exists()
+
+
+def test_only_so_many_rows_are_read_as_were_asked_for(make_run) -> None:
+    run_dir = make_run(max_train_samples=5, max_eval_samples=2)
+    prepared = prepare(run_dir, events=Events(run_dir / "events.jsonl"))
+    assert (prepared["counts"]["used"], prepared["validation_counts"]["used"]) == (5, 2)
+    every_row = prepare(other := make_run("2"), events=Events(other / "events.jsonl"))
+    assert every_row["counts"]["used"] == 22

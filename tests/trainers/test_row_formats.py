@@ -146,6 +146,7 @@ def test_formats_do_not_mix(write_jsonl) -> None:
 def test_every_format_tells_its_own_rows(name: str) -> None:
     """No earlier format takes a row that has just the keys of a later one."""
     row = {"messages": CHAT} if name == "prompt_messages" else dict.fromkeys(FORMATS[name].required, "x")
+    row |= {"label": True} if name == "labelled" else {}
     earlier = list(FORMATS)[: list(FORMATS).index(name)]
     assert FORMATS[name].matches(row)
     assert not any(FORMATS[other].matches(row) for other in earlier)

@@ -1,8 +1,10 @@
 """What an attempt is given: everything that the service knows and the trainer cannot find out."""
 
 import pytest
+from sqlalchemy import update
 
 from db import files, jobs, tasks
+from db.models import Job
 from tests.db.world import World, claim
 from trainers import specs
 from workers.train import describe_run
@@ -46,3 +48,26 @@ def test_without_a_validation_file_there_is_no_format_of_one(world: World):
         spec = describe_run(session, lease)
 
     assert (spec.train_format, spec.validation_file, spec.validation_format) == ("messages", None, None)
+
+
+def test_the_adapter_that_a_job_starts_from(world: World):
+    shape = {"lora_rank": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "modules_to_save": None}
+    earlier = world.add_job()
+    world.train(world.take())
+    world.run(update(Job).where(Job.id == earlier.id).values(resolved=shape))
+    world.merge(world.take("cpu"))
+    asked = specs.parse_method(
+        {"type": "supervised", "supervised": {"hyperparameters": {"init_adapter": earlier.id}}}, None
+    )
+    job = world.add_job(spec={"method": asked.to_request()})
+    # What the adapter decides is part of the method by now.
+    method = specs.parse_method(job.spec["method"], None)
+    with world.database.write() as session:
+        lease = claim(session)
+        assert lease is not None
+        jobs.start(session, lease, resolved=specs.resolve(method, n_examples=3, seed=7))
+        spec = describe_run(session, lease)
+
+    assert (spec.init_adapter_dir, spec.init_adapter_digest) == (world.home / "adapter", "e" * 64)
+    settings = spec.settings()
+    assert (settings.lora_rank, settings.lora_alpha, settings.target_modules) == (4, 8, ["q_proj"])

@@ -44,14 +44,17 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
-def _spell_dtype(value: Any) -> Any:
+def spell_dtype(value: Any) -> Any:
+    """A dtype under the name that torch gives it; anything else as it is."""
     return _DTYPES.get(value, value) if isinstance(value, str) else value
 
 
+def _split_names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 def _split_modules(value: Any) -> Any:
-    if not isinstance(value, str) or value == "all-linear":
-        return value
-    return "all-linear" if value == "all" else [name.strip() for name in value.split(",")]
+    return "all-linear" if value in ("all", "all-linear") else _split_names(value)
 
 
 Count = Annotated[int, BeforeValidator(_refuse_bool)]
@@ -59,4 +62,5 @@ Number = Annotated[float, BeforeValidator(_refuse_bool)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+$")]
 ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=64)]
 TargetModules = Annotated[Literal["all-linear"] | ModuleNames, BeforeValidator(_split_modules)]
-DType = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_spell_dtype)]
+OptionalModules = Annotated[ModuleNames | None, BeforeValidator(_split_names)]
+DType = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(spell_dtype)]

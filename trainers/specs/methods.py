@@ -6,6 +6,7 @@ from typing import Literal
 from trainers.specs.parameters import (
     Asked,
     DpoSettings,
+    KtoSettings,
     PpoSettings,
     PretrainingSettings,
     Resolved,
@@ -46,6 +47,14 @@ class ResolvedDpo(Resolved, DpoSettings):
     """`dpo` as a run gets it."""
 
 
+class AskedKto(Asked, KtoSettings):
+    """`kto` as a user writes it."""
+
+
+class ResolvedKto(Resolved, KtoSettings):
+    """`kto` as a run gets it."""
+
+
 class AskedPpo(Asked, PpoSettings):
     """`ppo` as a user writes it."""
 
@@ -62,15 +71,20 @@ class MethodKind:
     summary: str
     asked: type[Asked]
     resolved: type[Resolved]
-    learns_from: Literal["conversation", "preference", "document", "prompt"]
+    learns_from: Literal["conversation", "preference", "labelled", "document", "prompt"]
     length_field: str  # the parameter that bounds the tokens of a row
     shaping: set[str]  # parameters that decide what the prepared data are
     # Usual for LoRA, ten times that of full fine-tuning.
     base_learning_rate: float
+    least_micro_batch: int = 1  # rows that a pass must have
 
     def takes(self, kind: str | None) -> bool:
-        """Whether rows of a kind will do. A conversation is a prompt once its last answer is taken away."""
-        return kind == self.learns_from or (kind, self.learns_from) == ("conversation", "prompt")
+        """Whether rows of a kind will do.
+
+        A conversation is a prompt once its last answer is taken away; a pair is one good and one bad answer.
+        """
+        turned = ("conversation", "prompt"), ("preference", "labelled")
+        return kind == self.learns_from or (kind, self.learns_from) in turned
 
     def row_length(self, settings: Asked | Resolved) -> int:
         """Tokens of the longest row that `settings` allow."""
@@ -119,6 +133,18 @@ METHODS = {
             "max_length",
             {"max_length"},
             2e-5,
+        ),
+        MethodKind(
+            "kto",
+            "Kahneman-Tversky optimization on answers found good or bad",
+            AskedKto,
+            ResolvedKto,
+            "labelled",
+            "max_length",
+            {"max_length"},
+            2e-5,
+            # Its KL term is measured on the answers of the other rows of a pass.
+            least_micro_batch=2,
         ),
         MethodKind(
             "ppo",

@@ -27,6 +27,9 @@ ALIASES = {
     "num_ppo_epochs": "ppo_epochs",
     "response_length": "output_max_length",
     "kl_coef": "init_kl_coef",
+    "template": "chat_template",
+    "template_name": "chat_template",
+    "peft_path": "init_adapter",
 }
 # Accepted and without effect, because the service decides; the job echoes them with the reason.
 IGNORED = {
@@ -51,14 +54,14 @@ IGNORED = {
     "tokenizer_name_or_path": "the tokenizer is the model's own",
     "dataset_name": "the data is the job's training file",
     "dataset_config_name": "the data is the job's training file",
+    "validation_split_percentage": "held-out rows are those of the job's validation file",
     "train_file_dir": "it is the job's training file",
     "validation_file_dir": "it is the job's validation file",
 }
-# Known names that have no equivalent here, with what to write instead.
+# Fields of the job that the reference's command lines name among the rest.
+JOB_FIELDS = ("seed", "nproc_per_node")
+# Known names that have no equivalent here, with what to do instead.
 REFUSED = {
-    "seed": "it is a field of the job, beside the model",
-    "nproc_per_node": "it belongs to the job's resources",
-    "load_in_8bit": "quantized training is not available",
-    "load_in_4bit": "quantized training is not available",
-    "deepspeed": "DeepSpeed is not available",
+    "resume_from_checkpoint": "a job goes on from its last checkpoint by itself, also after a pause; "
+    "to start another one from the weights of an adapter, name it in init_adapter",
 }

@@ -4,13 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainers.specs.fields import Auto, Count, DType, Number, Strict, TargetModules
+from trainers.specs.fields import Auto, Count, DType, Number, OptionalModules, Strict, TargetModules
+from trainers.specs.zero import ZeroConfig
+
+# What two adapters must share for the weights of one to be those of the other.
+ADAPTER_SHAPE = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
+ChatTemplate = Literal["alpaca", "chatml", "llama3", "mistral", "qwen", "vicuna"]
 
 
 class Training(Strict):
     """What every method has and what has a plain default."""
 
     max_steps: Annotated[Count, Field(ge=1, le=10_000_000)] | None = None
+    # Rows that are read of the training file and of the validation file; all by default.
+    max_train_samples: Annotated[Count, Field(ge=1, le=1_000_000_000)] | None = None
+    max_eval_samples: Annotated[Count, Field(ge=1, le=1_000_000_000)] | None = None
     warmup_ratio: Annotated[Number, Field(ge=0, le=0.5)] = 0.03
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
@@ -20,9 +28,19 @@ class Training(Strict):
     lora_alpha: Annotated[Number, Field(gt=0, le=2048)] = 16
     lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     target_modules: TargetModules = "all-linear"
+    # Trained whole beside the adapter, and kept with it.
+    modules_to_save: OptionalModules = None
+    # False: no adapter, all weights are trained.
+    use_peft: bool = True
+    # A job, its model or a checkpoint: training starts from the weights of that adapter, and from those only.
+    init_adapter: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     # These two may stay "auto": the answer depends on the machine, so the run gives it and reports it.
     gradient_checkpointing: Auto | bool = "auto"
     dtype: DType = "auto"
+    # The frozen base in 8 bits, or in 4 (nf4); the adapter and its gradients are not.
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    deepspeed: ZeroConfig = None
 
 
 class Asked(Training):
@@ -54,7 +72,14 @@ class Resolved(Training):
     save_steps: Annotated[Count, Field(ge=1)]
 
 
-class SupervisedSettings(Strict):
+class ChatSettings(Strict):
+    """What all methods have that write conversations the way the model reads them."""
+
+    # By name, in place of the model's own; it stays with the result.
+    chat_template: ChatTemplate | None = None
+
+
+class SupervisedSettings(ChatSettings):
     """What only supervised fine-tuning has."""
 
     max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
@@ -65,15 +90,17 @@ class PretrainingSettings(Strict):
     """What only continued pretraining has."""
 
     block_size: Annotated[Count, Field(ge=16, le=131_072)] = 1024
+    # Learnt from the training file and added to the tokenizer; embeddings and head are then trained whole.
+    new_tokens: Annotated[Count, Field(ge=0, le=50_000)] = 0
 
 
-class RewardSettings(Strict):
+class RewardSettings(ChatSettings):
     """What only reward modeling has."""
 
     max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
 
 
-class DpoSettings(Strict):
+class DpoSettings(ChatSettings):
     """What only direct preference optimization has."""
 
     max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
@@ -82,7 +109,17 @@ class DpoSettings(Strict):
     label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
 
 
-class PpoSettings(Strict):
+class KtoSettings(ChatSettings):
+    """What only Kahneman-Tversky optimization has."""
+
+    max_length: Annotated[Count, Field(ge=16, le=131_072)] = 2048
+    beta: Annotated[Number, Field(gt=0, le=2)] = 0.1
+    # What a good answer counts, and a bad one: to make up for a file that has more of one sort.
+    desirable_weight: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    undesirable_weight: Annotated[Number, Field(gt=0, le=100)] = 1.0
+
+
+class PpoSettings(ChatSettings):
     """What only proximal policy optimization has. A step is one round: answers, scores, passes over them."""
 
     reward_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None

@@ -1,14 +1,22 @@
 """A job's `method` as it was written, read into what we know."""
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from trainers.specs.fields import SpecError, Strict
+from trainers.specs.combinations import check_combination
+from trainers.specs.fields import Count, SpecError, Strict, spell_dtype
 from trainers.specs.methods import METHODS, MethodKind
-from trainers.specs.names import ALIASES, IGNORED, REFUSED
-from trainers.specs.parameters import Asked
+from trainers.specs.names import ALIASES, IGNORED, JOB_FIELDS, REFUSED
+from trainers.specs.parameters import ADAPTER_SHAPE, Asked
+
+
+class JobFields(Strict):
+    """What belongs beside the method, when it was written among the hyperparameters."""
+
+    seed: Annotated[Count, Field(ge=0, lt=2**31)] | None = None
+    nproc_per_node: Annotated[Count, Field(ge=1, le=64)] | None = None
 
 
 class Method(Strict):
@@ -17,6 +25,7 @@ class Method(Strict):
     type: str
     hyperparameters: SerializeAsAny[Asked]
     ignored: dict[str, str] = Field(default_factory=dict)
+    job_fields: JobFields = Field(default_factory=JobFields)
 
     @property
     def kind(self) -> MethodKind:
@@ -24,11 +33,16 @@ class Method(Strict):
         return METHODS[self.type]
 
     def to_request(self) -> dict[str, Any]:
-        """As OpenAI writes it; reading it again gives the same."""
-        return {
-            "type": self.type,
-            self.type: {"hyperparameters": self.hyperparameters.model_dump(mode="json")},
-        }
+        """As OpenAI writes it; reading it again gives the same.
+
+        What an adapter to start from decides is left out where it was not asked for.
+        """
+        asked = self.hyperparameters
+        written = asked.model_dump(mode="json")
+        if asked.init_adapter is not None:
+            for name in set(ADAPTER_SHAPE) - asked.model_fields_set:
+                del written[name]
+        return {"type": self.type, self.type: {"hyperparameters": written}}
 
 
 def parse_method(method: Any, hyperparameters: Any) -> Method:
@@ -45,12 +59,16 @@ def parse_method(method: Any, hyperparameters: Any) -> Method:
     given, path = (nested, nested_path) if nested else (hyperparameters or {}, "hyperparameters")
     if not isinstance(given, dict):
         raise SpecError("must be an object", param=path)
+    beside = {name: value for name, value in given.items() if name in JOB_FIELDS}
+    given = {name: value for name, value in given.items() if name not in JOB_FIELDS}
     renamed, ignored = _rename(given, known=kind.asked.model_fields.keys(), path=path)
     try:
         asked = kind.asked.model_validate(renamed)
+        job_fields = JobFields.model_validate(beside)
     except ValidationError as error:
-        raise _first_problem(error, path=path, given=given) from None
-    return Method(type=kind.name, hyperparameters=asked, ignored=ignored)
+        raise _first_problem(error, path=path, given=given | beside) from None
+    check_combination(kind.name, asked, path=path, spell=lambda name: _spell(name, given=given))
+    return Method(type=kind.name, hyperparameters=asked, ignored=ignored, job_fields=job_fields)
 
 
 def _read_method(method: Any) -> tuple[MethodKind, Any]:
@@ -104,7 +122,7 @@ def _rename(given: dict[str, Any], *, known: Any, path: str) -> tuple[dict[str, 
                 continue
         if ours not in known:
             raise _unknown(name, known=known, path=path)
-        if ours in renamed:
+        if ours in renamed and spell_dtype(renamed[ours]) != spell_dtype(value):
             raise SpecError(f"{name} and {spelled[ours]} mean the same; give one", param=f"{path}.{name}")
         renamed[ours] = value
         spelled[ours] = name
@@ -142,5 +160,14 @@ def _first_problem(error: ValidationError, *, path: str, given: dict[str, Any]) 
         message = 'must be "auto" or a number'
     else:
         message = telling["msg"].removeprefix("Value error, ")
-    written = next((name for name in given if ALIASES.get(name, name) == field), field)
+    written = _spell(field, given=given)
+    cause = telling.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError) and cause.param:  # inside an object
+        return SpecError(f"{written}.{cause.param}: {message}", param=f"{path}.{written}.{cause.param}")
     return SpecError(f"{written}: {message} (got {given.get(written)!r})", param=f"{path}.{written}")
+
+
+def _spell(field: str, *, given: dict[str, Any]) -> str:
+    """The name that the user wrote for a field of ours."""
+    flags = [name for name in _PRECISION_FLAGS if given.get(name)] if field == "dtype" else []
+    return next((name for name in given if ALIASES.get(name, name) == field), (*flags, field)[0])

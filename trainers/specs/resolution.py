@@ -1,7 +1,7 @@
 """From what was asked to numbers: the same input always gives the same answer."""
 
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 from trainers.specs.fields import SpecError
 from trainers.specs.parse import Method
@@ -17,15 +17,19 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
     if n_examples < 1:
         raise SpecError("the training file has no examples", param="training_file")
     asked, kind = method.hyperparameters, method.kind
+    n_examples = min(n_examples, asked.max_train_samples or n_examples)
     n_epochs = _choose_epochs(n_examples) if asked.n_epochs == "auto" else asked.n_epochs
     batch_size = asked.batch_size
     if asked.gradient_accumulation_steps is not None:
         batch_size = _multiply_batch(method, nproc_per_node)
     if batch_size == "auto":
-        batch_size = _choose_batch(n_examples, nproc_per_node, micro=asked.micro_batch_size)
+        per_pass = kind.least_micro_batch if asked.micro_batch_size == "auto" else asked.micro_batch_size
+        batch_size = _choose_batch(n_examples, nproc_per_node, micro=per_pass)
     micro = asked.micro_batch_size
     if micro == "auto":
-        micro = _choose_micro_batch(batch_size // nproc_per_node, kind.row_length(asked))
+        micro = _choose_micro_batch(
+            batch_size // nproc_per_node, kind.row_length(asked), least=kind.least_micro_batch
+        )
     check_batch(batch_size, micro=micro, nproc_per_node=nproc_per_node, method=kind.name)
     mini = getattr(asked, "mini_batch_size", None)
     if mini and (batch_size // nproc_per_node) % mini:
@@ -33,8 +37,10 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
             f"mini_batch_size {mini} does not divide the {batch_size // nproc_per_node} rows of a process",
             param=f"method.{kind.name}.hyperparameters.mini_batch_size",
         )
+    # All weights at once take a tenth of what an adapter takes.
+    base_rate = kind.base_learning_rate * (1.0 if asked.use_peft else 0.1)
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
-    learning_rate = asked.learning_rate or kind.base_learning_rate * multiplier
+    learning_rate = asked.learning_rate or base_rate * multiplier
     total_steps = asked.max_steps or n_epochs * ceil(n_examples / batch_size)
     interval = min(max(ceil(total_steps / 10), 10), 500)
     log_interval = 1 if total_steps <= 1000 else 10
@@ -43,7 +49,7 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
         "batch_size": batch_size,
         "micro_batch_size": micro,
         "learning_rate": learning_rate,
-        "learning_rate_multiplier": learning_rate / kind.base_learning_rate,
+        "learning_rate_multiplier": learning_rate / base_rate,
         "logging_steps": log_interval if asked.logging_steps == "auto" else asked.logging_steps,
         # Evaluating where we save gives every checkpoint its validation loss.
         "eval_steps": interval if asked.eval_steps == "auto" else asked.eval_steps,
@@ -61,9 +67,9 @@ def _choose_epochs(n_examples: int) -> int:
     return 3
 
 
-def _choose_batch(n_examples: int, nproc_per_node: int, *, micro: int | Literal["auto"]) -> int:
+def _choose_batch(n_examples: int, nproc_per_node: int, *, micro: int) -> int:
     """About 0.2 % of the examples, between 4 and 64, a multiple of what one pass over all processes takes."""
-    unit = nproc_per_node * (1 if micro == "auto" else micro)
+    unit = nproc_per_node * micro
     size = 4
     while size < 64 and size < n_examples * 0.002:
         size *= 2
@@ -82,10 +88,12 @@ def _multiply_batch(method: Method, nproc_per_node: int) -> int:
     return micro * (asked.gradient_accumulation_steps or 1) * nproc_per_node
 
 
-def _choose_micro_batch(per_process: int, row_tokens: int) -> int:
+def _choose_micro_batch(per_process: int, row_tokens: int, *, least: int) -> int:
     """The largest divisor that keeps a forward pass under about 8,192 tokens; the rest is accumulated."""
-    limit = min(8, max(1, 8192 // row_tokens))
-    return max((size for size in range(1, limit + 1) if per_process % size == 0), default=1)
+    limit = min(8, max(least, 8192 // row_tokens))
+    fitting = [size for size in range(least, limit + 1) if per_process % size == 0]
+    # A batch without such a divisor, as 11 rows of which two must go together, is one pass.
+    return max(fitting, default=max(least, per_process))
 
 
 def check_batch(batch_size: int, *, micro: int, nproc_per_node: int, method: str) -> None:

@@ -32,6 +32,9 @@ class RunSpec(Strict):
     reward_model_dir: Path | None = None
     reward_adapter_dir: Path | None = None
     reward_model_digest: str = ""
+    # The adapter that training starts from.
+    init_adapter_dir: Path | None = None
+    init_adapter_digest: str = ""
     train_file: Path
     train_format: str | None = None
     validation_file: Path | None = None
@@ -47,7 +50,8 @@ class RunSpec(Strict):
         for path in paths:
             if path is not None and not path.is_absolute():
                 raise ValueError(f"{path} is not an absolute path")
-        self.settings()
+        if (self.settings().init_adapter is None) != (self.init_adapter_dir is None):
+            raise ValueError("init_adapter and init_adapter_dir go together")
         return self
 
     def settings(self) -> Resolved:
@@ -66,6 +70,8 @@ class RunSpec(Strict):
         settings = [self.method, self.hyperparameters, self.seed, self.model_digest]
         if self.reward_model_dir:
             settings += [self.reward_model_digest, self.reward_adapter_dir is not None]
+        if self.init_adapter_dir:
+            settings.append(self.init_adapter_digest)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

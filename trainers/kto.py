@@ -1,0 +1,97 @@
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024); the reference is the model with its adapter off."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
+
+from trainers import recipe
+from trainers.attempt import Attempt
+from trainers.checkpoints import Checkpoint
+from trainers.data import load_tokenizer
+from trainers.exits import DataError
+from trainers.loop import Guarded
+from trainers.specs.methods import ResolvedKto
+
+
+def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
+    """Trains an adapter into RUN_DIR/output or to a stop. Raises DataError for labels all alike."""
+    attempt.events.phase("loading")
+    settings = attempt.spec.settings()
+    assert isinstance(settings, ResolvedKto)
+    train_rows = recipe.load_rows(prepared["train"])
+    check_labels(train_rows)
+    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    pad_token_id = recipe.ensure_pad_token(tokenizer)
+    arguments = KTOConfig(
+        **recipe.common_arguments(
+            attempt,
+            dtype=dtype,
+            n_rows=len(train_rows),
+            evaluates=valid_rows is not None,
+            resumes=resume is not None,
+        ),
+        max_length=None,
+        loss_type="kto",
+        beta=settings.beta,
+        desirable_weight=settings.desirable_weight,
+        undesirable_weight=settings.undesirable_weight,
+    )
+    model = recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype)
+    trainer = LabelTrainer(
+        model=model,
+        args=arguments,
+        data_collator=Mismatching(pad_token_id=pad_token_id),
+        train_dataset=train_rows,
+        eval_dataset=valid_rows,
+        processing_class=tokenizer,
+        peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM", model=model),
+        attempt=attempt,
+        keep_checkpoints=settings.save_total_limit,
+    )
+    # TRL wants the order of the file, because it pairs rows beforehand. Ours are paired as they come, and a
+    # file sorted by label would otherwise train on good answers first and on bad ones last.
+    arguments.train_sampling_strategy = "random"
+    recipe.carry_out(trainer, resume=resume, dtype=dtype)
+
+
+def check_labels(rows: Dataset) -> None:
+    """Raises DataError unless there are good and bad answers."""
+    labels = {label for (label,) in rows["label"]}
+    if len(labels) == 1:
+        raise DataError(
+            f"every answer in the training file is labelled {'true' if labels == {1} else 'false'}: "
+            "kto learns from the difference between good and bad ones"
+        )
+
+
+class Mismatching(DataCollatorForUnpairedPreference):
+    """Adds to each row of a pass the answer of the row before it, on which the KL term is measured."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The padded tensors that TRL's trainer reads."""
+        return super().torch_call(
+            [
+                row | {"label": bool(row["label"][0]), "KL_completion_ids": examples[i - 1]["completion_ids"]}
+                for i, row in enumerate(examples)
+            ]
+        )
+
+
+class LabelTrainer(Guarded, KTOTrainer):
+    """TRL's trainer on rows that are tokenized already."""
+
+    reported: ClassVar = {
+        "rewards/chosen": "reward_chosen",
+        "rewards/rejected": "reward_rejected",
+        "rewards/margins": "margin",
+        "kl": "kl",
+    }
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
