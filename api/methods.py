@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from api.method_schemas import MethodList, MethodObject, ParameterObject, RowFormat
 from trainers.specs import METHODS
 from trainers.specs.methods import MethodKind
-from trainers.specs.names import ALIASES, IGNORED
+from trainers.specs.names import ALIASES, DTYPE_FLAGS, IGNORED
 
 router = APIRouter(prefix="/methods", tags=["Methods"])
 
@@ -107,7 +107,10 @@ def _describe_parameter(
         choices=choices if choices and None not in choices else None,
         required=required,
         default=field.get("default"),
-        aliases=[alias for alias, ours in ALIASES.items() if ours == name],
+        aliases=[
+            *(alias for alias, ours in ALIASES.items() if ours == name),
+            *(DTYPE_FLAGS if name == "dtype" else ()),
+        ],
         **bounds,
     )
 

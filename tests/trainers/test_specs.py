@@ -41,6 +41,7 @@ def test_names_of_the_reference_are_ours() -> None:
         (None, {"fp16": 1}, "hyperparameters.fp16", "invalid_value", "true or false"),
         (None, {"fp16": True, "bf16": True}, "hyperparameters.bf16", "invalid_value", "fp16"),
         ({"type": "ppo9"}, None, "method.type", "unsupported_value", "supervised"),
+        ({"type": ["ppo"]}, None, "method.type", "unsupported_value", "supervised"),
         ({"supervised": {}}, None, "method.type", "missing_required_parameter", "missing"),
     ],
 )

@@ -31,6 +31,8 @@ ALIASES = {
     "template_name": "chat_template",
     "peft_path": "init_adapter",
 }
+# Flags that say a dtype when they are true.
+DTYPE_FLAGS = {"fp16": "float16", "bf16": "bfloat16"}
 # Accepted and without effect, because the service decides; the job echoes them with the reason.
 IGNORED = {
     "output_dir": "every attempt has a folder of its own; the results are the job's artifacts",

@@ -8,7 +8,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 from trainers.specs.combinations import check_combination
 from trainers.specs.fields import Count, SpecError, Strict, spell_dtype
 from trainers.specs.methods import METHODS, MethodKind
-from trainers.specs.names import ALIASES, IGNORED, JOB_FIELDS, REFUSED
+from trainers.specs.names import ALIASES, DTYPE_FLAGS, IGNORED, JOB_FIELDS, REFUSED
 from trainers.specs.parameters import ADAPTER_SHAPE, Asked
 
 
@@ -80,7 +80,7 @@ def _read_method(method: Any) -> tuple[MethodKind, Any]:
     name = method.get("type")
     if name is None:
         raise SpecError("method.type is missing", param="method.type", code="missing_required_parameter")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise SpecError(
             f"method type {name!r} is not available here; available: {', '.join(METHODS)}",
             param="method.type",
@@ -116,7 +116,7 @@ def _rename(given: dict[str, Any], *, known: Any, path: str) -> tuple[dict[str, 
             ignored[name] = IGNORED[name]
             continue
         ours = ALIASES.get(name, name)
-        if name in _PRECISION_FLAGS:
+        if name in DTYPE_FLAGS:
             ours, value = "dtype", _read_flag(name, value, path=path)
             if value is None:
                 continue
@@ -129,13 +129,10 @@ def _rename(given: dict[str, Any], *, known: Any, path: str) -> tuple[dict[str, 
     return renamed, ignored
 
 
-_PRECISION_FLAGS = {"fp16": "float16", "bf16": "bfloat16"}
-
-
 def _read_flag(name: str, value: Any, *, path: str) -> str | None:
     if not isinstance(value, bool):
         raise SpecError(f"{name} must be true or false", param=f"{path}.{name}")
-    return _PRECISION_FLAGS[name] if value else None
+    return DTYPE_FLAGS[name] if value else None
 
 
 def _unknown(name: str, *, known: Any, path: str) -> SpecError:
@@ -169,5 +166,5 @@ def _first_problem(error: ValidationError, *, path: str, given: dict[str, Any]) 
 
 def _spell(field: str, *, given: dict[str, Any]) -> str:
     """The name that the user wrote for a field of ours."""
-    flags = [name for name in _PRECISION_FLAGS if given.get(name)] if field == "dtype" else []
+    flags = [name for name in DTYPE_FLAGS if given.get(name)] if field == "dtype" else []
     return next((name for name in given if ALIASES.get(name, name) == field), (*flags, field)[0])
