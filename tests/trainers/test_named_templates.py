@@ -133,7 +133,7 @@ def test_a_cut_conversation_keeps_whole_tokens_of_its_beginning(family: str, tmp
     assert (cut.input_ids, cut.labels) == (whole.input_ids[:-3], whole.labels[:-3])
 
 
-def test_the_engine_writes_what_training_saw_before_an_answer(family: str, tmp_path: Path) -> None:
+def test_the_template_writes_for_an_answer_what_training_saw_before_it(family: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(family, tmp_path)
     seen = encode(tokenizer, tmp_path, [SYSTEM, *TALK])
     last = max(i for i, label in enumerate(seen.labels[:-1]) if label == -100 and seen.labels[i + 1] != -100)
