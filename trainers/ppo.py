@@ -23,6 +23,7 @@ from trainers.checkpoints import Checkpoint
 from trainers.data import load_tokenizer
 from trainers.exits import NanLoss
 from trainers.ppo_checkpoints import Learner, restore, save_checkpoint
+from trainers.ppo_draws import choose_rows, hash_seed
 from trainers.ppo_losses import (
     KlController,
     estimate_advantages,
@@ -34,8 +35,8 @@ from trainers.ppo_losses import (
 )
 from trainers.ppo_report import PpoReport, describe, wants_checkpointing
 from trainers.ppo_reward import load_scorer
-from trainers.ppo_roles import Policy, Texts
-from trainers.prompts import read_messages
+from trainers.ppo_roles import Policy, Predicted, Texts
+from trainers.prompts import check_room, read_messages
 from trainers.ranks import any_rank, rank, sum_ranks, world_size
 from trainers.specs.methods import ResolvedPpo
 
@@ -46,10 +47,15 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     spec, settings = attempt.spec, attempt.spec.settings()
     assert isinstance(settings, ResolvedPpo)
     rows = recipe.load_rows(prepared["train"])
+    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    check_room(
+        [rows] if valid_rows is None else [rows, valid_rows],
+        model_dir=spec.model_dir,
+        output_max_length=settings.output_max_length,
+    )
     dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
-    if dtype == torch.float16:
+    if dtype == torch.float16:  # what "auto" is on a GPU without bfloat16; its specs refuse it by name
         dtype = torch.float32
-        attempt.events.message("ppo trains in float32, not float16", level="warn", code="dtype_changed")
     set_seed(spec.seed)  # the adapter starts out random, and alike on every rank
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -85,7 +91,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
         restore(learner, attempt, resume)
     trainer = PpoTrainer(attempt, learner=learner, scorer=scorer, rows=rows, settings=settings)
     describe(attempt, learner=learner, scorer=scorer, dtype=dtype)
-    trainer.run(recipe.load_rows(prepared["validation"]) if prepared["validation"] else None)
+    trainer.run(valid_rows)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,12 @@ class Rollout:
     values: Tensor
     entropies: Tensor
     scores: Tensor  # [rows]
+    # With its graph, where one part is all: the first pass would predict the very same again.
+    live: Predicted | None = None
+
+
+class RoundCut(Exception):
+    """Asked to stop within a round: it will be gone through again from its start."""
 
 
 class PpoTrainer:
@@ -110,45 +122,69 @@ class PpoTrainer:
         self._rows, self._settings = rows, settings
         self._checkpointing = wants_checkpointing(settings)
         self._report = PpoReport(attempt, learner.state)
+        self._saved_step = learner.state.global_step
 
     def run(self, valid_rows: Dataset | None) -> None:
         """Learns to the end or to a stop, and says in the outcome which."""
-        attempt, learner, settings = self._attempt, self._learner, self._settings
-        outcome, state, began = attempt.outcome, learner.state, time.perf_counter()
-        if valid_rows is not None and state.global_step == 0:
-            self._evaluate(valid_rows)
-        attempt.events.phase("training")
-        while state.global_step < state.max_steps:
-            self._take_step()
-            last = state.global_step == state.max_steps
-            stop = any_rank(attempt.stop.requested)[0] and not last
-            if valid_rows is not None and not stop and (last or state.global_step % settings.eval_steps == 0):
-                self._evaluate(valid_rows)
-            if stop or last or state.global_step % settings.save_steps == 0:
-                save_checkpoint(learner, attempt, keep=settings.save_total_limit)
-            if stop:
-                outcome.reason = "stopped"
-                outcome.message = f"stopped after step {outcome.step} of {state.max_steps}"
-                return
+        attempt, state, began = self._attempt, self._learner.state, time.perf_counter()
+        outcome = attempt.outcome
+        try:
+            self._go_through(valid_rows)
+        except RoundCut:
+            self._save()
+            outcome.reason = "stopped"
+            outcome.message = f"stopped after step {outcome.step} of {state.max_steps}"
+            return
         attempt.events.phase("saving")
         summary = {k: v for k, v in outcome.metrics.items() if k.startswith("train_")}
         summary["train_runtime"] = time.perf_counter() - began
-        recipe.save_output(attempt.run_dir, trainer=learner, summary=summary, metrics=outcome.metrics)
+        recipe.save_output(attempt.run_dir, trainer=self._learner, summary=summary, metrics=outcome.metrics)
         self._report.close()
         outcome.reason, outcome.message = "done", f"trained for {outcome.step} steps"
+
+    def _go_through(self, valid_rows: Dataset | None) -> None:
+        """The rounds that are left. Raises RoundCut, the learner being as at the end of its last step."""
+        settings, state = self._settings, self._learner.state
+        self._attempt.events.phase("training")
+        while True:
+            step, last = state.global_step, state.global_step == state.max_steps
+            if valid_rows is not None and (last or step % settings.eval_steps == 0):
+                self._evaluate(valid_rows, may_stop=not last)
+            if last or step % settings.save_steps == 0:
+                self._save()
+            if last:
+                return
+            self._take_step()
+
+    def _save(self) -> None:
+        """A checkpoint of the last step, unless there is one."""
+        if self._learner.state.global_step > self._saved_step:
+            save_checkpoint(self._learner, self._attempt, keep=self._settings.save_total_limit)
+            self._saved_step = self._learner.state.global_step
+
+    def _heed_stop(self) -> None:
+        """Raises RoundCut on every rank when one was asked to stop: all must call it at the same point."""
+        if any_rank(self._attempt.stop.requested)[0]:
+            raise RoundCut
 
     def _take_step(self) -> None:
         learner, settings, state = self._learner, self._settings, self._learner.state
         began, step = time.perf_counter(), state.global_step
+        seed = self._attempt.spec.seed
         # A step's randomness is its own, so that a resumed run draws as the uninterrupted one would.
-        torch.manual_seed(((self._attempt.spec.seed << 20) + step) * world_size() + rank())
-        chosen = choose_rows(
-            step, n_rows=len(self._rows), batch_size=settings.batch_size, seed=self._attempt.spec.seed
-        )
+        # So is an answer's: the answers are the same, however many processes share the rows.
+        torch.manual_seed(hash_seed(seed, step, rank()))
+        chosen = choose_rows(step, n_rows=len(self._rows), batch_size=settings.batch_size, seed=seed)
         mine = self._rows.select(chosen[rank() :: world_size()])
-        rollout = self._collect(mine)
+        places = range(rank(), settings.batch_size, world_size())
+        rollout = self._collect(mine, seeds=[hash_seed(seed, step, "answer", place) for place in places])
         numbers = self._describe_rollout(rollout)
-        numbers |= self._learn(rollout)
+        before = learner.copy_trained()
+        try:
+            numbers |= self._learn(rollout)
+        except RoundCut:
+            learner.put_back(before)
+            raise
         numbers["learning_rate"] = learner.scheduler.get_last_lr()[0]
         learner.kl.update(numbers["kl"], n_responses=settings.batch_size)
         learner.scheduler.step()
@@ -165,20 +201,29 @@ class PpoTrainer:
 
     # Answering
 
-    @torch.no_grad()
-    def _collect(self, rows: Any) -> Rollout:
+    def _collect(self, rows: Any, *, seeds: list[int]) -> Rollout:
         """Draws an answer to each prompt, and lets every role look at it."""
+        self._heed_stop()
         policy, size = self._learner.policy, self._settings.micro_batch_size
+        mini_size = self._settings.mini_batch_size or len(rows)
+        keeps_graph = len(rows) <= min(size, mini_size) and not self._checkpointing
         messages = [read_messages(row) for row in rows["message_bytes"]]
-        texts = policy.sample(list(rows["prompt_ids"]), max_new_tokens=self._settings.output_max_length)
-        seen = []
+        texts = policy.sample(
+            list(rows["prompt_ids"]), max_new_tokens=self._settings.output_max_length, seeds=seeds
+        )
+        seen, live = [], None
         for start in range(0, len(rows), size):
+            self._heed_stop()
             part = texts.take(slice(start, start + size))
-            said = policy.predict(part)
             reference = policy.predict_reference(part)
             scores = self._scorer.score(part, messages[start : start + size])
-            seen.append((said.logprobs, reference, said.values, said.entropies, scores))
-        rollout = Rollout(texts, *(torch.cat(column) for column in zip(*seen, strict=True)))
+            # Last: no other role may come between it and its backward pass.
+            with torch.set_grad_enabled(keeps_graph):
+                said = policy.predict(part)
+            live = said if keeps_graph else None
+            logprobs, values = said.logprobs.detach(), said.values.detach()
+            seen.append((logprobs, reference, values, said.entropies, scores))
+        rollout = Rollout(texts, *(torch.cat(column) for column in zip(*seen, strict=True)), live=live)
         columns = (rollout.logprobs, rollout.ref_logprobs, rollout.values, rollout.scores)
         if any_rank(not all(bool(torch.isfinite(column).all()) for column in columns))[0]:
             raise NanLoss(
@@ -232,10 +277,13 @@ class PpoTrainer:
         returns = advantages + rollout.values
         targets = Targets(rollout, whiten(advantages, mask), returns)
         measured: list[Tensor] = []
-        for _ in range(settings.ppo_epochs):
+        for number in range(settings.ppo_epochs):
             order = torch.randperm(len(scores)).to(mask.device)
             parts = order.split(settings.mini_batch_size or len(order))
-            passes = [self._optimize(targets, part) for part in parts]
+            ahead = rollout.live if number == 0 else None
+            if ahead:
+                parts = (order.sort().values,)
+            passes = [self._optimize(targets, part, ahead=ahead) for part in parts]
             measured += passes
             moved = float(torch.stack(passes)[:, 3].mean())
             if settings.early_stopping and moved > 1.5 * settings.target_kl:
@@ -252,18 +300,20 @@ class PpoTrainer:
             "explained_variance": explain_variance(rollout.values, returns, mask),
         }
 
-    def _optimize(self, targets: "Targets", rows: Tensor) -> Tensor:
+    def _optimize(self, targets: "Targets", rows: Tensor, *, ahead: Predicted | None = None) -> Tensor:
         """One optimizer step on some of this rank's rows, and on as many of every other rank's.
 
+        ahead: what the policy says of them, where it has been asked already.
         Returns [policy loss, value loss, clipped fraction, KL moved, gradient norm], per token of all ranks.
         """
+        self._heed_stop()
         settings, policy = self._settings, self._learner.policy
         rollout, mask = targets.rollout, targets.rollout.texts.mask
         n_tokens = sum_ranks(mask[rows].sum())
         totals = torch.zeros(4, device=mask.device)
         with policy.checkpointing(self._checkpointing):
             for part in rows.split(settings.micro_batch_size):
-                new = policy.predict(rollout.texts.take(part))
+                new = ahead or policy.predict(rollout.texts.take(part), with_entropies=False)
                 old, kept = rollout.logprobs[part], mask[part]
                 loss, clipped = policy_loss(
                     new.logprobs, old, targets.advantages[part], mask=kept, clip=settings.cliprange
@@ -306,17 +356,25 @@ class PpoTrainer:
     # Evaluating
 
     @torch.no_grad()
-    def _evaluate(self, rows: Dataset) -> None:
+    def _evaluate(self, rows: Dataset, *, may_stop: bool = True) -> None:
         """The mean reward of answers to prompts that are not trained on, drawn alike each time."""
         attempt, size = self._attempt, self._settings.micro_batch_size
+        if self._report.has_evaluated():  # before the stop that this run goes on from
+            return
         attempt.events.phase("evaluating")
-        torch.manual_seed(attempt.spec.seed + rank())
-        mine = rows.select(range(rank(), len(rows), world_size()))
+        mine = range(rank(), len(rows), world_size())
         totals = torch.zeros(2, dtype=torch.float64)
-        for start in range(0, len(mine), size):
-            part = mine.select(range(start, min(start + size, len(mine))))
+        for start in range(0, ceil(len(rows) / world_size()), size):
+            if may_stop:
+                self._heed_stop()
+            places = mine[start : start + size]
+            if not places:  # other ranks have one row more
+                continue
+            part = rows.select(places)
             texts = self._learner.policy.sample(
-                list(part["prompt_ids"]), max_new_tokens=self._settings.output_max_length
+                list(part["prompt_ids"]),
+                max_new_tokens=self._settings.output_max_length,
+                seeds=[hash_seed(attempt.spec.seed, "evaluation", place) for place in places],
             )
             scores = self._scorer.score(texts, [read_messages(row) for row in part["message_bytes"]])
             totals += torch.tensor([float(scores.sum()), len(scores)], dtype=torch.float64)
@@ -332,13 +390,3 @@ class Targets:
     rollout: Rollout
     advantages: Tensor  # whitened
     returns: Tensor
-
-
-def choose_rows(step: int, *, n_rows: int, batch_size: int, seed: int) -> list[int]:
-    """The rows of a step, counted from 0: each comes once before any comes again, in a new order then."""
-    rows = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, place = divmod(position, n_rows)
-        order = torch.randperm(n_rows, generator=torch.Generator().manual_seed((seed << 20) + epoch))
-        rows.append(int(order[place]))
-    return rows

@@ -1,6 +1,7 @@
 """What PPO keeps: the adapter as everyone reads it, and beside it what only a resumed run needs."""
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ _PROGRESS_FILE = "progress.json"
 _STATE_FILE = "trainer_state.json"
 
 
+@dataclass(frozen=True)
+class Trained:
+    """The weights and the optimizer's state of one moment."""
+
+    weights: list[torch.Tensor]
+    optimizer: dict[str, Any]
+
+
 @dataclass
 class Learner:
     """All that changes while a policy learns. Every rank holds the same; there is no random state in it,
@@ -36,6 +45,23 @@ class Learner:
     kl: KlController
     state: TrainerState
     model_id: str
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The adapter's parameters, then the value head's."""
+        return [*self.policy.adapter_parameters, *self.policy.head.parameters()]
+
+    def copy_trained(self) -> Trained:
+        """What the passes over a round change, to go back to where one is cut short."""
+        weights = [parameter.detach().clone() for parameter in self.trained]
+        return Trained(weights, deepcopy(self.optimizer.state_dict()))
+
+    @torch.no_grad()
+    def put_back(self, earlier: Trained) -> None:
+        """Undoes what has been learnt since the copy was made."""
+        for parameter, weights in zip(self.trained, earlier.weights, strict=True):
+            parameter.copy_(weights)
+        self.optimizer.load_state_dict(earlier.optimizer)
 
     def write_adapter(self, folder: Path) -> None:
         """The policy's adapter and the tokenizer, without value head or reward. Every rank calls it."""

@@ -66,10 +66,16 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, mask: Ten
 
 
 def explain_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """The part of the returns' variance that the values account for; 0 for a constant guess."""
-    targets, errors = returns[mask], (returns - values)[mask]
-    variance = targets.var(correction=0)
-    return float(1 - errors.var(correction=0) / variance) if variance > 0 else 0.0
+    """The part of the returns' variance, over all ranks, that the values account for; 0 if there is none."""
+    variance = _spread(returns, mask)
+    return float(1 - _spread(returns - values, mask) / variance) if variance > 0 else 0.0
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over the masked tokens of all ranks."""
+    kept = values[mask].double()
+    total, count = sum_ranks(torch.stack([kept.sum(), mask.sum()]))
+    return sum_ranks((kept - total / count).square().sum()) / count
 
 
 @dataclass

@@ -46,7 +46,13 @@ class PpoReport:
         if step == 0:
             metrics["valid_reward_before"] = reward
         metrics.update(data)
+        self._state.log_history.append({"step": step, **data})
         self._attempt.events.metrics(step, total_steps=self._state.max_steps, data=data)
+
+    def has_evaluated(self) -> bool:
+        """Whether the evaluation of this step is behind us."""
+        logs = self._state.log_history
+        return any(log["step"] == self._state.global_step and "valid_reward" in log for log in logs)
 
     def answers(self, texts: Texts, scores: Tensor, message_bytes: Any, tokenizer: Any) -> None:
         """Some of this rank's answers: numbers alone do not tell a good reward from a fooled one."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainers.ppo_losses import mask_responses
@@ -83,17 +83,17 @@ class Policy:
         return [p for name, p in self.model.named_parameters() if f".{POLICY}." in name]
 
     @torch.no_grad()
-    def sample(self, prompts: list[list[int]], *, max_new_tokens: int) -> Texts:
-        """A response to each prompt, drawn from the policy as it is: temperature 1, nothing cut off."""
+    def sample(self, prompts: list[list[int]], *, max_new_tokens: int, seeds: list[int]) -> Texts:
+        """A response to each prompt, drawn from the policy as it is: temperature 1, nothing cut off.
+
+        A seed for each: what is drawn depends on neither its neighbours nor their number.
+        """
         longest = max(map(len, prompts))
         ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=self.device)
         attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]).to(ids)
         # The model's own settings (top-k, penalties) would fill what is left open here.
         self.base.generation_config = GenerationConfig(
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,  # RowNoise draws
             repetition_penalty=1.0,
             eos_token_id=self.stop_ids,
             pad_token_id=self.pad_id,
@@ -103,6 +103,9 @@ class Policy:
                 input_ids=ids[start : start + _GENERATED_TOGETHER],
                 attention_mask=attention[start : start + _GENERATED_TOGETHER],
                 max_new_tokens=max_new_tokens,
+                logits_processor=LogitsProcessorList(
+                    [RowNoise(seeds[start : start + _GENERATED_TOGETHER], device=self.device)]
+                ),
             )
             for start in range(0, len(ids), _GENERATED_TOGETHER)
         ]
@@ -114,10 +117,11 @@ class Policy:
         mask, ended = mask_responses(tokens[:, longest:], self.stop_ids)
         return Texts(tokens, torch.cat([attention, mask.to(attention)], 1), longest, mask, ended)
 
-    def predict(self, texts: Texts) -> Predicted:
+    def predict(self, texts: Texts, *, with_entropies: bool = True) -> Predicted:
         """Log probability, value and entropy at each response token, [rows, response].
 
         Not taken from the sampling: its cached arithmetic differs by more than a step of training does.
+        Without entropies (zeros then) there is half as much to do on the logits.
         """
         n_response = texts.mask.shape[1]
         # One position earlier each: a token is predicted, and its state valued, before it is there.
@@ -130,7 +134,7 @@ class Policy:
         ).logits[:, :-1]
         states, self._states = self._states, None
         assert states is not None
-        logprobs, entropies = _read_logits(logits.float(), texts.responses)
+        logprobs, entropies = _read_logits(logits.float(), texts.responses, with_entropies=with_entropies)
         values = self.head(states[:, -n_response - 1 : -1].detach().float()).squeeze(-1)
         return Predicted(logprobs, values * texts.mask, entropies * texts.mask)
 
@@ -138,7 +142,7 @@ class Policy:
     def predict_reference(self, texts: Texts) -> Tensor:
         """Log probabilities under the base without the adapter, [rows, response]."""
         with self.model.disable_adapter():
-            return self.predict(texts).logprobs
+            return self.predict(texts, with_entropies=False).logprobs
 
     @contextmanager
     def checkpointing(self, wanted: bool) -> Iterator[None]:
@@ -159,8 +163,23 @@ class Policy:
             self.base.gradient_checkpointing_disable()
             self.base.disable_input_require_grads()
 
-    def _note_states(self, _module: Any, arguments: tuple[Any, ...]) -> None:
-        self._states = arguments[0]
+    def _note_states(self, _module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._states = arguments[0].contiguous()  # of the responses alone: else a product for each row
+        return (self._states,)
+
+
+class RowNoise(LogitsProcessor):
+    """Gumbel noise from each row's own source: the token of the largest sum is a draw from the softmax."""
+
+    def __init__(self, seeds: list[int], *, device: torch.device):
+        self._sources = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        """[rows, vocabulary] logits with the noise of the next token."""
+        noise = torch.empty_like(scores)
+        for row, source in zip(noise, self._sources, strict=True):
+            row.exponential_(generator=source)
+        return scores.sub_(noise.log_())
 
 
 def number_positions(attention: Tensor) -> Tensor:
@@ -168,10 +187,12 @@ def number_positions(attention: Tensor) -> Tensor:
     return (attention.cumsum(1) - 1).clamp(min=0)
 
 
-def _read_logits(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _read_logits(logits: Tensor, tokens: Tensor, *, with_entropies: bool) -> tuple[Tensor, Tensor]:
     """(log probability of each token, entropy without a gradient) from logits [rows, tokens, vocabulary]."""
     norm = logits.logsumexp(-1)
     logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
+    if not with_entropies:
+        return logprobs, torch.zeros_like(norm)
     with torch.no_grad():
         entropies = norm - (torch.softmax(logits, -1) * logits).sum(-1)
     return logprobs, entropies

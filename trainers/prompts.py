@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import AutoConfig
 
 from trainers.examples import Example
 from trainers.exits import DataError
@@ -50,6 +52,19 @@ class PromptEncoder:
     def finish(self) -> Iterator[Example]:
         """Nothing is held back."""
         return iter(())
+
+
+def check_room(files: list[Any], *, model_dir: Path, output_max_length: int) -> None:
+    """Raises DataError where the longest prompt of the prepared files leaves no room for an answer."""
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(ids) for rows in files for ids in rows["prompt_ids"])
+    if limit and longest + output_max_length > limit:
+        raise DataError(
+            f"the longest prompt has {longest} tokens, and with an answer of {output_max_length} "
+            f"(output_max_length) it does not fit into the model's {limit} positions: "
+            "lower output_max_length, or max_length to leave out such prompts"
+        )
 
 
 def plain_prompt(row: Prompt | Row) -> list[Message]:

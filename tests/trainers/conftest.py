@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,52 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
             resume_roots=list(resume_roots),
         )
         (run_dir / "spec.json").write_text(spec.model_dump_json())
+        return run_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reward_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `run`, a run of our own reward method on the tiny model, and `merged`, what it made."""
+    from tests.trainers.judged import train_reward_model
+
+    return train_reward_model(tiny_model, tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture
+def reward_model(tiny_model: Path, tmp_path: Path) -> Path:
+    from tests.trainers.judged import make_reward_model
+
+    return make_reward_model(tiny_model, tmp_path / "reward-model")
+
+
+@pytest.fixture
+def make_ppo_run(make_run, reward_model: Path) -> Callable[..., Path]:
+    """Writes the spec.json of a short PPO run and returns its RUN_DIR."""
+    from tests.trainers.judged import QUESTIONS
+    from trainers.artifacts import write_json
+
+    def make(name: str = "1", **settings: Any) -> Path:
+        spec_fields = {
+            "reward_model_dir": str(settings.pop("reward_model_dir", reward_model)),
+            "reward_adapter_dir": settings.pop("reward_adapter_dir", None),
+            "reward_model_digest": settings.pop("reward_model_digest", "abc"),
+        }
+        usual = {
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "output_max_length": 6,
+            "ppo_epochs": 2,
+            "learning_rate": 5e-3,
+            "warmup_ratio": 0,
+            "n_valid": 0,
+        }
+        rows = settings.pop("rows", QUESTIONS)
+        run_dir = make_run(name, method="ppo", rows=rows, **usual | settings)
+        spec = json.loads((run_dir / "spec.json").read_text())
+        spec.update({k: str(v) if isinstance(v, Path) else v for k, v in spec_fields.items()})
+        write_json(run_dir / "spec.json", spec)
         return run_dir
 
     return make

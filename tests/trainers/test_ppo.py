@@ -1,19 +1,12 @@
-"""PPO on the tiny model: its arithmetic by hand, its roles on one base, and that it learns and resumes."""
+"""PPO on the tiny model: its arithmetic by hand, its roles on one base, and what scores the answers."""
 
-import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,12 +15,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from tests.tiny import SYMPTOMS
+from tests.trainers.judged import (
+    PAD,
+    QUESTIONS,
+    make_reward_model,
+    ppo_settings,
+)
 from trainers import recipe
-from trainers.adapters import TRAINED_HEAD_KEY
-from trainers.artifacts import write_json
-from trainers.checkpoints import list_checkpoints
-from trainers.merge import merge_run
 from trainers.ppo import choose_rows
 from trainers.ppo_losses import (
     KlController,
@@ -41,14 +35,10 @@ from trainers.ppo_losses import (
 )
 from trainers.ppo_reward import ScorerBeside, ScorerOnBase, load_scorer
 from trainers.ppo_roles import Policy, Texts
-from trainers.ranks import StopRequest
-from trainers.rows import Rows
-from trainers.run import run
-from trainers.specs import RunSpec, SpecError, load_run_spec, parse_method, resolve
+from trainers.specs import RunSpec
 
-EOS, PAD = 2, 0
+EOS = 2
 PROMPTS = [[1, 40, 41], [1, 50, 51, 52, 53, 54], [1, 60]]
-QUESTIONS = [{"question": f"Patient {i} has {SYMPTOMS[i % 8]}. What now?"} for i in range(16)]
 
 
 def tensor(*rows: list[float]) -> torch.Tensor:
@@ -144,7 +134,7 @@ def test_every_row_comes_once_before_any_comes_again() -> None:
 def make_policy(model_dir: Path, *, seed: int = 0) -> Policy:
     """A policy whose adapter and value head do something."""
     torch.manual_seed(seed)
-    lora = recipe.configure_lora(_settings(), task_type="CAUSAL_LM")
+    lora = recipe.configure_lora(ppo_settings(), task_type="CAUSAL_LM")
     base = AutoModelForCausalLM.from_pretrained(model_dir)
     policy = Policy(base, lora, stop_ids=[EOS], pad_id=PAD)
     for name, parameter in policy.model.named_parameters():
@@ -152,13 +142,6 @@ def make_policy(model_dir: Path, *, seed: int = 0) -> Policy:
             torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.init.normal_(policy.head.weight)
     return policy
-
-
-def _settings() -> Any:
-    from trainers.specs.methods import ResolvedPpo
-
-    asked = parse_method({"type": "ppo", "ppo": {"hyperparameters": {"lora_dropout": 0.1}}}, None)
-    return ResolvedPpo.model_validate(resolve(asked, n_examples=8, seed=0))
 
 
 def rows_of_tokens(texts: Texts, row: int) -> tuple[list[int], list[int]]:
@@ -170,7 +153,7 @@ def rows_of_tokens(texts: Texts, row: int) -> tuple[list[int], list[int]]:
 def test_predictions_are_those_of_each_text_alone(tiny_model: Path) -> None:
     policy = make_policy(tiny_model)
     torch.manual_seed(1)
-    texts = policy.sample(PROMPTS, max_new_tokens=7)
+    texts = policy.sample(PROMPTS, max_new_tokens=7, seeds=[1, 2, 3])
     said, reference = policy.predict(texts), policy.predict_reference(texts)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
     for i, expected_prompt in enumerate(PROMPTS):
@@ -193,7 +176,7 @@ def test_the_first_ratio_is_exactly_one_and_the_gradient_is_the_policys(
     tiny_model: Path, checkpointing: bool
 ) -> None:
     policy = make_policy(tiny_model)
-    texts = policy.sample(PROMPTS, max_new_tokens=7)
+    texts = policy.sample(PROMPTS, max_new_tokens=7, seeds=[1, 2, 3])
     with torch.no_grad():
         old = policy.predict(texts)
     policy.predict_reference(texts)
@@ -226,70 +209,24 @@ def test_sampling_is_from_the_policy_itself(tiny_model: Path) -> None:
     policy = make_policy(tiny_model)
     policy.base.generation_config.update(do_sample=False, top_k=1, repetition_penalty=5.0)
     torch.manual_seed(0)
-    texts = policy.sample([[1, 40, 41]] * 512, max_new_tokens=1)
+    texts = policy.sample([[1, 40, 41]] * 512, max_new_tokens=1, seeds=list(range(512)))
     expected = policy.predict(texts.take(slice(0, 1)))
     surprise = -policy.predict(texts).logprobs.mean().detach()
     assert float(surprise) == pytest.approx(float(expected.entropies[0, 0].detach()), abs=0.15)
 
 
+def test_an_answer_is_drawn_alike_in_any_company(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model)
+    seeds = [11, 12, 13]
+    together = policy.sample(PROMPTS, max_new_tokens=7, seeds=seeds)
+    for i, prompt in enumerate(PROMPTS):
+        alone = policy.sample([prompt], max_new_tokens=7, seeds=[seeds[i]])
+        assert rows_of_tokens(alone, 0) == rows_of_tokens(together, i)
+    other = policy.sample(PROMPTS, max_new_tokens=7, seeds=[21, 22, 23])
+    assert not torch.equal(other.tokens, together.tokens)
+
+
 # The reward model
-
-
-def make_reward_model(base_dir: Path, folder: Path, *, trained: bool = True, seed: int = 5) -> Path:
-    """A reward model that likes some last tokens better than others, by a direction in their states.
-
-    Beside it, the adapter it was merged from.
-    """
-    model: Any = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1)
-    torch.manual_seed(seed)
-    direction = torch.randn_like(model.score.weight)
-    model.score.weight.data = direction / direction.norm()
-    model.config.pad_token_id = PAD
-    if trained:
-        setattr(model.config, TRAINED_HEAD_KEY, True)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base_dir).save_pretrained(folder)
-    lora = recipe.configure_lora(_settings(), task_type="SEQ_CLS")
-    adapter = folder.with_name(f"{folder.name}-adapter")
-    get_peft_model(model, lora).save_pretrained(adapter)
-    AutoTokenizer.from_pretrained(base_dir).save_pretrained(adapter)
-    return folder
-
-
-@pytest.fixture
-def reward_model(tiny_model: Path, tmp_path: Path) -> Path:
-    return make_reward_model(tiny_model, tmp_path / "reward-model")
-
-
-@pytest.fixture(scope="module")
-def reward_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of our own reward method, with its merged model beside it."""
-
-    root = tmp_path_factory.mktemp("reward")
-    run_dir = root / "run"
-    run_dir.mkdir()
-    rows = [
-        {**row, "response_chosen": "Rest and drink water.", "response_rejected": f"No {i}"}
-        for i, row in enumerate(QUESTIONS)
-    ]
-    (run_dir / "train").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    wanted = {"learning_rate": 5e-3, "max_steps": 6, "batch_size": 8, "dtype": "float32"}
-    asked = parse_method({"type": "reward", "reward": {"hyperparameters": wanted}}, None)
-    spec = RunSpec(
-        job_id="ftjob-reward",
-        attempt=1,
-        method="reward",
-        hyperparameters=resolve(asked, n_examples=len(rows), seed=3),
-        seed=3,
-        model_dir=tiny_model,
-        model_id="tiny",
-        train_file=run_dir / "train",
-        cache_dir=root / "cache",
-    )
-    (run_dir / "spec.json").write_text(spec.model_dump_json())
-    assert run(run_dir, stop=StopRequest()) == 0
-    merge_run(run_dir, out_dir=root / "merged")
-    return root
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -318,7 +255,7 @@ def test_padded_scores_equal_those_one_by_one_in_both_places(tiny_model: Path, r
     prompts = [
         tokenizer.apply_chat_template(one, add_generation_prompt=True)["input_ids"] for one in messages
     ]
-    sampled = policy.sample(prompts, max_new_tokens=9)
+    sampled = policy.sample(prompts, max_new_tokens=9, seeds=[1, 2, 3])
     # What a tokenizer would make of it, and of three lengths, two of them ended.
     tokens, attention, mask = sampled.tokens.clone(), sampled.attention.clone(), sampled.mask.clone()
     words = tokenizer("Rest and drink water.")["input_ids"][:6]
@@ -350,290 +287,37 @@ def test_padded_scores_equal_those_one_by_one_in_both_places(tiny_model: Path, r
     assert all(p.requires_grad for p in policy.adapter_parameters)
 
 
-@pytest.fixture
-def make_ppo_run(make_run, reward_model: Path) -> Callable[..., Path]:
-    def make(name: str = "1", **settings: Any) -> Path:
-        spec_fields = {
-            "reward_model_dir": str(settings.pop("reward_model_dir", reward_model)),
-            "reward_adapter_dir": settings.pop("reward_adapter_dir", None),
-            "reward_model_digest": settings.pop("reward_model_digest", "abc"),
-        }
-        usual = {
-            "batch_size": 8,
-            "micro_batch_size": 4,
-            "output_max_length": 6,
-            "ppo_epochs": 2,
-            "learning_rate": 5e-3,
-            "warmup_ratio": 0,
-            "n_valid": 0,
-        }
-        rows = settings.pop("rows", QUESTIONS)
-        run_dir = make_run(name, method="ppo", rows=rows, **usual | settings)
-        spec = json.loads((run_dir / "spec.json").read_text())
-        spec.update({k: str(v) if isinstance(v, Path) else v for k, v in spec_fields.items()})
-        write_json(run_dir / "spec.json", spec)
-        return run_dir
-
-    return make
-
-
-def train(run_dir: Path, *, stop: StopRequest | None = None) -> dict:
-    assert run(run_dir, stop=stop or StopRequest()) == 0
-    return json.loads((run_dir / "exit.json").read_text())
-
-
-def build_steerable_model(tiny: Path, folder: Path) -> Path:
-    """The tiny model with a head of its own, so that it can say what a reward model may like.
-
-    As it is, its answers are uniform whatever is learned: a hidden state of length 8 against
-    embeddings of length 0.16. A longer tied head would repeat the last token; a rotated one does not.
-    """
-    tied = AutoModelForCausalLM.from_pretrained(tiny)
-    config = LlamaConfig.from_pretrained(tiny, tie_word_embeddings=False)
-    model = LlamaForCausalLM(config)
-    model.model.load_state_dict(tied.model.state_dict())
-    torch.manual_seed(0)
-    rotation, _ = torch.linalg.qr(torch.randn(64, 64))
-    model.lm_head.weight.data = 9.0 * tied.model.embed_tokens.weight.data @ rotation
-    model.model.embed_tokens.weight.data *= 3.0
-    model.generation_config = tied.generation_config
-    shutil.copytree(tiny, folder)
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_it_learns_what_the_reward_model_likes_and_stays_near_the_reference(
-    make_ppo_run, events_of, tiny_model: Path, tmp_path: Path
+def test_a_reward_model_on_another_base_reads_the_text_in_a_template_of_its_own(
+    tiny_model: Path, tokenizer_with, tmp_path: Path
 ) -> None:
-    target = 0.6
-    base = build_steerable_model(tiny_model, tmp_path / "base")
-    run_dir = make_ppo_run(
-        model_dir=base,
-        reward_model_dir=make_reward_model(base, tmp_path / "rm"),
-        reward_adapter_dir=tmp_path / "rm-adapter",
-        batch_size=128,
-        micro_batch_size=128,
-        max_steps=26,
-        lr_scheduler_type="linear",
-        output_max_length=4,
-        init_kl_coef=0.25,
-        target_kl=target,
-        missing_eos_penalty=0,
+    base = tokenizer_with(
+        "{% for m in messages %}{{ m['role'] + '>' + m['content'] + eos_token }}{% endfor %}"
     )
-    assert train(run_dir)["reason"] == "done"
-    steps = [event["data"] for event in events_of(run_dir, "metrics")]
-    start, spread = steps[0]["train_reward"], steps[0]["train_reward_std"]
-    late = steps[-6:]
-    reward = sum(step["train_reward"] for step in late) / len(late)
-    assert steps[0]["train_kl"] == pytest.approx(0, abs=1e-5)
-    assert reward > start + spread
-    assert all(step["train_kl"] < 2 * target for step in late)
-
-
-def test_a_run_from_spec_to_a_merged_model(make_ppo_run, events_of, reward_run: Path, tmp_path: Path) -> None:
-    run_dir = make_ppo_run(
-        max_steps=3,
-        reward_model_dir=reward_run / "merged",
-        reward_adapter_dir=reward_run / "run" / "output",
-        mini_batch_size=4,
-        gradient_checkpointing=True,
-        n_valid=3,
-        eval_steps=2,
+    other = LlamaForCausalLM(LlamaConfig.from_pretrained(base, hidden_size=32, num_hidden_layers=1))
+    other.save_pretrained(base)
+    folder = make_reward_model(base, tmp_path / "other-judge")
+    policy, tokenizer = make_policy(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    spec = RunSpec.model_construct(reward_model_dir=folder, reward_adapter_dir=None)
+    scorer = load_scorer(spec, policy, tokenizer=tokenizer, dtype=torch.float32)
+    answers = ["Rest and drink water.", "See a doctor soon."]
+    words = [tokenizer(answer)["input_ids"] for answer in answers]
+    responses = [[*words[0], EOS], words[1]]  # the second was cut short
+    width = max(map(len, responses))
+    tokens = torch.tensor([[1, 40, *r, *[PAD] * (width - len(r))] for r in responses])
+    mask = torch.tensor([[i < len(r) for i in range(width)] for r in responses])
+    attention = torch.cat([torch.ones(2, 2), mask], 1).long()
+    texts = Texts(tokens, attention, 2, mask, torch.tensor([True, False]))
+    scores = scorer.score(
+        texts, [[{"role": "user", "content": question}] for question in ("Flu?", "A rash?")]
     )
-    end = train(run_dir)
-    assert (end["reason"], end["step"]) == ("done", 3)
-    data = [event["data"] for event in events_of(run_dir, "metrics")]
-    assert {
-        "train_reward",
-        "train_reward_std",
-        "train_kl",
-        "train_kl_coef",
-        "train_entropy",
-        "train_clip_fraction",
-        "train_explained_variance",
-        "train_response_tokens",
-        "train_policy_loss",
-        "train_value_loss",
-        "train_loss",
-        "learning_rate",
-    } <= data[1].keys()
-    assert [step["optimizer_steps"] for step in data if "optimizer_steps" in step] == [4, 4, 4]
-    assert sum("valid_reward" in step for step in data) == 3  # before, at step 2, and at the end
-    samples = [e["data"] for e in events_of(run_dir, "message") if e["data"].get("code") == "sample"]
-    assert samples
-    assert samples[0]["prompt"].startswith("Patient")
-    names = {path.name for path in (run_dir / "output").iterdir()}
-    assert names >= {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "tokenizer.json",
-        "trainer_state.json",
-    }
-    assert names >= {"train_results.json", "eval_results.json", "chat_template.jinja"}
-    assert not any("score" in name for name in load_file(run_dir / "output" / "adapter_model.safetensors"))
-    config = json.loads((run_dir / "output" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
-    report = merge_run(run_dir, out_dir=tmp_path / "merged")
-    assert report["adapter_rel_effect"] > 0
-    assert not list((run_dir / "output").rglob("*.pt"))
-
-
-class StopAt(StopRequest):
-    """Asked to stop once the run has told the numbers of a step."""
-
-    def __init__(self, run_dir: Path, *, step: int):
-        self._events = run_dir / "events.jsonl"
-        self._step = step
-
-    @property
-    def requested(self) -> bool:
-        return self._events.exists() and f'"step": {self._step},' in self._events.read_text()
-
-
-def numbers_of(events: list[dict]) -> dict[int, dict[str, float]]:
-    timed = ("step_time_s", "tokens_per_s")
-    return {e["step"]: {k: v for k, v in e["data"].items() if k not in timed} for e in events}
-
-
-def test_a_resumed_run_equals_the_uninterrupted_one(make_ppo_run, events_of) -> None:
-    settings = {
-        "max_steps": 5,
-        "save_steps": 2,
-        "horizon": 20,
-        "target_kl": 0.01,
-        "lr_scheduler_type": "linear",
-    }
-    straight = make_ppo_run("1", **settings)
-    whole = train(straight)
-    first = make_ppo_run("2", **settings)
-    assert (train(first, stop=StopAt(first, step=3))["reason"], (first / "output").exists()) == (
-        "stopped",
-        False,
-    )
-    ((_, _), (step, newest)) = list_checkpoints(first / "checkpoints")
-    assert step == 3
-    head = load_file(newest / "value_head.safetensors")["weight"]
-    assert float(head.abs().sum()) > 0
-    second = make_ppo_run("3", resume_roots=(first / "checkpoints",), **settings)
-    end = train(second)
-    assert (end["reason"], end["resumed_from"]) == ("done", 3)
-    one, two = numbers_of(events_of(first, "metrics")), numbers_of(events_of(second, "metrics"))
-    assert one | two == numbers_of(events_of(straight, "metrics"))
-    coefficients = {n: numbers["train_kl_coef"] for n, numbers in (one | two).items()}
-    assert len(set(coefficients.values())) == 5
-    assert end["metrics"] == whole["metrics"]
-    assert end["trained_tokens"] == whole["trained_tokens"]
-    for name in ("adapter_model.safetensors", "value_head.safetensors"):
-        ours = load_file(second / "checkpoints" / "step-5" / name)
-        theirs = load_file(straight / "checkpoints" / "step-5" / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-@pytest.mark.long
-def test_two_ranks_learn_together(make_ppo_run, events_of) -> None:
-    run_dir = make_ppo_run(nproc=2, max_steps=2, micro_batch_size=2, mini_batch_size=2, n_valid=3)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "trainers.run", run_dir],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    end = json.loads((run_dir / "exit.json").read_text())
-    assert (end["reason"], end["step"]) == ("done", 2)
-    steps = [e["data"] for e in events_of(run_dir, "metrics") if "train_kl" in e["data"]]
-    assert [step["optimizer_steps"] for step in steps] == [4, 4]
-    # Counted over both: eight answers a round.
-    assert end["trained_tokens"] == pytest.approx(8 * sum(step["train_response_tokens"] for step in steps))
-    assert (run_dir / "output" / "adapter_model.safetensors").is_file()
-
-
-def test_early_stopping_leaves_the_round(make_ppo_run, events_of) -> None:
-    settings = {"max_steps": 1, "target_kl": 1e-4, "ppo_epochs": 5, "learning_rate": 2e-2}
-    counts = {}
-    for name, early in (("1", False), ("2", True)):
-        run_dir = make_ppo_run(name, early_stopping=early, **settings)
-        train(run_dir)
-        counts[early] = events_of(run_dir, "metrics")[0]["data"]["optimizer_steps"]
-    assert counts == {False: 5, True: 2}  # the first pass ends before anything has moved
-
-
-def test_a_reward_model_without_a_trained_head_is_refused(
-    make_ppo_run, tiny_model: Path, tmp_path: Path
-) -> None:
-    untrained = make_reward_model(tiny_model, tmp_path / "untrained", trained=False)
-    for name, folder in (("1", untrained), ("2", tiny_model)):
-        run_dir = make_ppo_run(name, reward_model_dir=folder)
-        assert run(run_dir, stop=StopRequest()) == 3
-        end = json.loads((run_dir / "exit.json").read_text())
-        assert end["reason"] == "bad_data"
-        assert "trained head" in end["message"]
-
-
-def test_numbers_that_are_none_end_the_run_before_the_weights_do(make_ppo_run, reward_model: Path) -> None:
-    broken = AutoModelForSequenceClassification.from_pretrained(reward_model)
-    broken.score.weight.data[0, 0] = math.nan
-    broken.save_pretrained(reward_model)
-    run_dir = make_ppo_run()
-    with pytest.raises(ArithmeticError):
-        run(run_dir, stop=StopRequest())
-    assert json.loads((run_dir / "exit.json").read_text())["reason"] == "nan_loss"
-    assert list_checkpoints(run_dir / "checkpoints") == []
-
-
-def test_another_reward_model_is_another_run(make_ppo_run) -> None:
-    one, two = (load_run_spec(make_ppo_run(n, reward_model_digest=d)) for n, d in (("1", "a"), ("2", "b")))
-    assert one.settings_sha256() != two.settings_sha256()
-
-
-# The rows
-
-
-@pytest.mark.parametrize(
-    ("row", "last"),
-    [
-        ({"question": "Is it flu?"}, "Is it flu?"),
-        ({"question": "Is it flu?", "system_prompt": "Be brief."}, "Is it flu?"),
-        ({"prompt": "Is it flu?"}, "Is it flu?"),
-        ({"prompt": [{"role": "user", "content": "Is it flu?"}]}, "Is it flu?"),
-        ({"messages": [{"role": "user", "content": "Is it flu?"}]}, "Is it flu?"),
-        ({"instruction": "Is it", "input": "flu?", "output": "Yes"}, "Is it\nflu?"),
-        ({"conversations": [{"from": "human", "value": "Flu?"}, {"from": "gpt", "value": "Yes"}]}, "Flu?"),
-    ],
-)
-def test_rows_become_prompts(make_ppo_run, tiny_model: Path, row: dict, last: str) -> None:
-    from trainers.events import Events
-    from trainers.prepare import prepare
-    from trainers.prompts import read_messages
-
-    run_dir = make_ppo_run(rows=[row])
-    prepared = prepare(run_dir, events=Events(None))
-    (found,) = recipe.load_rows(prepared["train"])
-    assert read_messages(found["message_bytes"])[-1] == {"role": "user", "content": last}
-    text = AutoTokenizer.from_pretrained(tiny_model).decode(found["prompt_ids"])
-    assert text.endswith(f"{last}<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_prompts_are_no_conversations(make_run) -> None:
-    run_dir = make_run(rows=QUESTIONS)
-    assert run(run_dir, stop=StopRequest()) == 3
-    message = json.loads((run_dir / "exit.json").read_text())["message"]
-    assert message == "line 1: this is a prompt row, but supervised learns from conversation rows"
-
-
-def test_a_file_of_prompts_may_hold_answered_ones(write_jsonl) -> None:
-    user, answer = {"role": "user", "content": "Flu?"}, {"role": "assistant", "content": "Yes."}
-    rows = Rows(write_jsonl([{"messages": [user]}, {"messages": [user, answer]}]))
-    assert [row.messages for row in rows] == [[user], [user]]
-    assert (rows.kind, rows.format) == ("prompt", "prompt_messages")
-
-
-def test_the_mini_batch_must_divide() -> None:
-    asked = parse_method(
-        {"type": "ppo", "ppo": {"hyperparameters": {"batch_size": 8, "mini_batch_size": 3}}}, None
-    )
-    with pytest.raises(SpecError, match="mini_batch_size"):
-        resolve(asked, n_examples=8, seed=0)
+    judge: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+    for score, text in zip(
+        scores,
+        (
+            "user>Flu?<|im_end|>assistant>Rest and drink water.<|im_end|>",
+            "user>A rash?<|im_end|>assistant>See a doctor soon.",
+        ),
+        strict=True,
+    ):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        torch.testing.assert_close(score, judge(ids).logits[0, 0], rtol=1e-4, atol=1e-5)
