@@ -18,6 +18,7 @@ from db import jobs
 from db.errors import NotFound
 from db.models import File, Job, Model
 from db.session import Database
+from trainers.specs import write_method
 
 router = APIRouter(prefix="/fine_tuning/jobs/{job_id}/artifacts", tags=["Fine-tuning"])
 
@@ -90,7 +91,7 @@ def _describe(session: Session, job: Job) -> bytes:
         "training_file_sha256": sha256(job.training_file),
         "validation_file": job.validation_file,
         "validation_file_sha256": sha256(job.validation_file),
-        "method": {"type": job.method, job.method: {"hyperparameters": job.resolved}},
+        "method": write_method(job.method, job.resolved or {}),
         "seed": job.seed,
         "resources": job.resources,
     }

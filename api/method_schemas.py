@@ -36,6 +36,9 @@ class MethodObject(BaseModel):
     learns_from: str = Field(description="What the rows of its files must be.")
     row_formats: list[RowFormat]
     parameters: list[ParameterObject] = Field(description="Go into `method.<name>.hyperparameters`.")
+    grader: dict[str, Any] | None = Field(
+        description="JSON schema of `method.<name>.grader`, where the method takes one."
+    )
 
 
 class MethodList(BaseModel):

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from api.method_schemas import MethodList, MethodObject, ParameterObject, RowFormat
 from trainers.specs import METHODS
+from trainers.specs.graders import grader_schema
 from trainers.specs.methods import MethodKind
 from trainers.specs.names import ALIASES, DTYPE_FLAGS, IGNORED
 
@@ -86,7 +87,9 @@ def _describe(kind: MethodKind) -> MethodObject:
         parameters=[
             _describe_parameter(name, field, definitions=schema.get("$defs", {}), required=name in required)
             for name, field in schema["properties"].items()
+            if name not in kind.beside
         ],
+        grader=grader_schema() if "grader" in kind.beside else None,
     )
 
 

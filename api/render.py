@@ -16,6 +16,7 @@ from db import pipelines
 from db.keys import Caller
 from db.models import Checkpoint, Deployment, Event, File, Job, Model, Pipeline
 from db.pipelines import Stage
+from trainers.specs import write_method
 
 _CHECKPOINT_METRICS = (
     "train_loss",
@@ -48,8 +49,7 @@ def file_object(file: File) -> FileObject:
 
 def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
     """A job. What it was given becomes what it uses once that is known."""
-    given = job.spec["method"][job.method]["hyperparameters"]
-    hyperparameters = job.resolved or given
+    method = write_method(job.method, job.resolved) if job.resolved else job.spec["method"]
     return JobObject.model_validate(
         {
             "id": job.id,
@@ -65,8 +65,8 @@ def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
             "result_files": job.result_files or [],
             "trained_tokens": job.trained_tokens if job.finished_at is not None else None,
             "seed": job.seed,
-            "hyperparameters": hyperparameters if job.method == "supervised" else None,
-            "method": {"type": job.method, job.method: {"hyperparameters": hyperparameters}},
+            "hyperparameters": method.get("supervised", {}).get("hyperparameters"),
+            "method": method,
             "integrations": job.integrations or [],
             "metadata": job.metadata_,
             "error": job.error,

@@ -97,7 +97,9 @@ def hold_judge(session: Session, spec: dict[str, Any], *, org_id: str) -> Model 
         return None
     param = f"method.{method['type']}.hyperparameters.reward_model"
     if given["reward_model"] is None:
-        raise Conflict("missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
+        if method[method["type"]].get("grader"):
+            return None
+        raise Conflict("missing_required_parameter", _name_missing(method["type"], param), param=param)
     try:
         judge = get_ready(session, given["reward_model"], org_id=org_id, hold=True)
     except NotFound as error:
@@ -108,6 +110,11 @@ def hold_judge(session: Session, spec: dict[str, Any], *, org_id: str) -> Model 
         message = f"'{judge.id}' is a checkpoint; name the reward model that its job made."
         raise Conflict("not_a_reward_model", message, param=param)
     return judge
+
+
+def _name_missing(method: str, param: str) -> str:
+    also = ", or a grader in 'method.grpo.grader'" if method == "grpo" else ""
+    return f"Missing required parameter: '{param}'{also}."
 
 
 def describe_unready(model: Model) -> str:

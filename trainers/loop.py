@@ -35,6 +35,9 @@ class Guarded(Trainer):
 
     # Numbers in the trainer's logs, and what they are called in events, after `train_` or `valid_`.
     reported: ClassVar[dict[str, str]] = {"mean_token_accuracy": "mean_token_accuracy"}
+    # The same of an evaluation; None: the loss, and what is reported of training.
+    evaluated: ClassVar[dict[str, str] | None] = None
+    evaluates_loss: ClassVar[bool] = True  # whether the loss of held-out rows says something
 
     def __init__(self, *args: Any, attempt: Attempt, keep_checkpoints: int, **kwargs: Any):
         self.attempt = attempt
@@ -46,7 +49,7 @@ class Guarded(Trainer):
         widen_trained(self.model)
         self.remove_callback(PrinterCallback)  # it prints every log to stdout
         self.add_callback(_Pace(self))
-        self.add_callback(_Report(attempt, self.reported))
+        self.add_callback(_Report(attempt, self.reported, self.evaluated))
 
     # Starting
 
@@ -249,8 +252,9 @@ class _Pace(TrainerCallback):
 class _Report(TrainerCallback):
     """Turns the trainer's logs into events and keeps the outcome up to date."""
 
-    def __init__(self, attempt: Attempt, reported: dict[str, str]):
+    def __init__(self, attempt: Attempt, reported: dict[str, str], evaluated: dict[str, str] | None):
         self._attempt, self._reported = attempt, reported
+        self._evaluated = evaluated or {"loss": "loss", **reported}
         self._began = 0.0
         self._spent_s = 0.0
         self._steps = 0
@@ -300,7 +304,7 @@ class _Report(TrainerCallback):
             return {}
         data: dict[str, Any] = {}
         # Every evaluation covers the whole validation file, so it is the full one as well.
-        for key, name in {"loss": "loss", **self._reported}.items():
+        for key, name in self._evaluated.items():
             if (value := logs.get(f"eval_{key}")) is not None:
                 data |= {f"valid_{name}": value, f"full_valid_{name}": value}
         return data

@@ -21,9 +21,9 @@ from trainers.adapters import find_stop_ids
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
 from trainers.data import load_tokenizer
+from trainers.draws import Texts, choose_rows, hash_seed
 from trainers.exits import NanLoss
 from trainers.ppo_checkpoints import Learner, restore, save_checkpoint
-from trainers.ppo_draws import choose_rows, hash_seed
 from trainers.ppo_losses import (
     KlController,
     estimate_advantages,
@@ -35,7 +35,7 @@ from trainers.ppo_losses import (
 )
 from trainers.ppo_report import PpoReport, describe, wants_checkpointing
 from trainers.ppo_reward import load_scorer
-from trainers.ppo_roles import Policy, Predicted, Texts
+from trainers.ppo_roles import Policy, Predicted
 from trainers.prompts import check_room, read_messages
 from trainers.ranks import any_rank, rank, sum_ranks, world_size
 from trainers.specs.methods import ResolvedPpo

@@ -12,13 +12,6 @@ from torch import Tensor
 from trainers.ranks import sum_ranks
 
 
-def mask_responses(tokens: Tensor, stop_ids: list[int]) -> tuple[Tensor, Tensor]:
-    """(mask, whether each response has ended). Padding may share an id with a stop token: ids alone lie."""
-    stops = torch.isin(tokens, torch.tensor(stop_ids, device=tokens.device))
-    stopped_before = stops.cumsum(1) - stops.long()
-    return stopped_before == 0, stops.any(1)
-
-
 def place_rewards(
     logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, *, mask: Tensor, at: Tensor, kl_coef: float
 ) -> Tensor:

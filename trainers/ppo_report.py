@@ -8,14 +8,12 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerState
 
 from trainers.attempt import Attempt
+from trainers.draws import Texts
 from trainers.ppo_checkpoints import Learner
-from trainers.ppo_roles import Texts
-from trainers.prompts import read_messages
 from trainers.ranks import rank, world_size
+from trainers.samples import show_answers
 from trainers.specs.parameters import Training
 
-_SHOWN = 2  # answers at a time
-_SHOWN_CHARS = 2000
 _UNPREFIXED = ("learning_rate", "epoch", "grad_norm", "step_time_s", "tokens_per_s", "optimizer_steps")
 
 
@@ -55,18 +53,19 @@ class PpoReport:
         return any(log["step"] == self._state.global_step and "valid_reward" in log for log in logs)
 
     def answers(self, texts: Texts, scores: Tensor, message_bytes: Any, tokenizer: Any) -> None:
-        """Some of this rank's answers: numbers alone do not tell a good reward from a fooled one."""
-        for i in range(min(_SHOWN, len(scores))):
-            answer = tokenizer.decode(texts.responses[i][texts.mask[i]], skip_special_tokens=True)
-            question = str(read_messages(message_bytes[i])[-1]["content"])
-            self._attempt.events.message(
-                f"Step {self._state.global_step}: an answer of reward {float(scores[i]):.3f}",
-                code="sample",
-                prompt=question[:_SHOWN_CHARS],
-                completion=answer[:_SHOWN_CHARS],
-                reward=float(scores[i]),
-                ended=bool(texts.ended[i]),
-            )
+        """Some of this rank's answers."""
+        answers = [
+            tokenizer.decode(tokens[mask], skip_special_tokens=True)
+            for tokens, mask in zip(texts.responses, texts.mask, strict=True)
+        ]
+        show_answers(
+            self._attempt.events,
+            message_bytes,
+            answers,
+            rewards=scores.tolist(),
+            ended=texts.ended.tolist(),
+            step=self._state.global_step,
+        )
 
     def close(self) -> None:
         """Ends the curves' file."""

@@ -1,43 +1,29 @@
 """What scores the responses: a reward model of ours, on the policy's base where it can be, else beside it."""
 
-import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainers.adapters import TRAINED_HEAD_KEY, find_stop_ids, load_model
 from trainers.data import load_tokenizer
+from trainers.draws import Texts
 from trainers.messages import Message
-from trainers.ppo_roles import POLICY, Policy, Texts, number_positions
+from trainers.ppo_roles import POLICY, Policy, number_positions
+from trainers.scorers import Scorer, ScorerBeside, require_head
 from trainers.specs import RunSpec, SpecError
 
 REWARD = "reward"  # the adapter's name on the policy's base
 
 
-class Scorer(Protocol):
-    """Gives each response a number: the higher, the better it is liked."""
-
-    where: str  # the reward model is
-
-    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:
-        """[rows] scores of the responses to `messages`, the prompts as they were written."""
-        ...
-
-
 def load_scorer(spec: RunSpec, policy: Policy, *, tokenizer: Any, dtype: torch.dtype) -> Scorer:
     """The job's reward model. Raises SpecError when it has no trained head or does not fit."""
-    if spec.reward_model_dir is None:
-        raise _refuse("none was given")
-    config = json.loads((spec.reward_model_dir / "config.json").read_bytes())
-    if config.get(TRAINED_HEAD_KEY) is not True:
-        raise _refuse("it is no reward model: it has no trained head, and a random one rewards noise")
+    model_dir, config = require_head(spec)
     if spec.reward_adapter_dir and _reads_alike(spec.reward_adapter_dir, tokenizer):
         return ScorerOnBase(policy, spec.reward_adapter_dir, pad_id=config["pad_token_id"])
-    return ScorerBeside(spec.reward_model_dir, tokenizer=tokenizer, device=policy.device, dtype=dtype)
+    return ScorerBeside(model_dir, tokenizer=tokenizer, device=policy.device, dtype=dtype)
 
 
 def _reads_alike(adapter_dir: Path, tokenizer: Any) -> bool:
@@ -58,7 +44,7 @@ class ScorerOnBase:
         weights = load_file(adapter_dir / "adapter_model.safetensors")
         heads = [name for name in weights if name.endswith("score.weight")]
         if len(heads) != 1:
-            raise _refuse("its adapter has no trained head")
+            raise _misfit("its adapter has no trained head")
         self._head = weights.pop(heads[0]).to(policy.device).float()
         config: Any = LoraConfig.from_pretrained(str(adapter_dir))
         # PEFT would look for the head in the base, find none, and drop it without a word.
@@ -67,7 +53,7 @@ class ScorerOnBase:
         set_peft_model_state_dict(policy.model, weights, adapter_name=REWARD)
         placed = get_peft_model_state_dict(policy.model, adapter_name=REWARD, save_embedding_layers=False)
         if odd := sorted(placed.keys() ^ weights.keys()):
-            raise _refuse(f"its adapter does not fit the policy's base: {odd[0]}")
+            raise _misfit(f"its adapter does not fit the policy's base: {odd[0]}")
         policy.model.eval()
         policy.model.set_adapter(POLICY)
 
@@ -92,46 +78,7 @@ class ScorerOnBase:
         return (pooled.float() @ self._head.T).squeeze(-1)
 
 
-class ScorerBeside:
-    """A reward model on another base: it reads the decoded text, in its own template and tokens."""
-
-    where = "a model beside the policy"
-
-    def __init__(self, model_dir: Path, *, tokenizer: Any, device: torch.device, dtype: torch.dtype):
-        self._policy_tokenizer = tokenizer
-        self._model = load_model(model_dir, dtype=dtype, head="score").to(device)
-        self._model.requires_grad_(False)
-        self._tokenizer: Any = load_tokenizer(model_dir)
-        self._stop_ids = find_stop_ids(self._tokenizer, self._model.config.eos_token_id)
-        self._pad_id = int(self._model.config.pad_token_id)
-
-    @torch.no_grad()
-    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:
-        """[rows] scores, each read at the last token of its text."""
-        rows = []
-        for i, prompt in enumerate(messages):
-            response = self._policy_tokenizer.decode(
-                texts.responses[i][texts.mask[i]], skip_special_tokens=True
-            )
-            rows.append(self._encode(prompt, response, ended=bool(texts.ended[i])))
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in rows])
-        attention = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        device = self._model.device
-        logits = self._model(input_ids=ids.to(device), attention_mask=attention.to(device)).logits
-        return logits.float().squeeze(-1)
-
-    def _encode(self, prompt: list[Message], response: str, *, ended: bool) -> list[int]:
-        """Token ids up to the end of the answer's turn; a turn that was cut short is not closed."""
-        text = self._tokenizer.apply_chat_template(
-            [*prompt, {"role": "assistant", "content": response}], tokenize=False
-        )
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = next((i for i in reversed(range(len(ids))) if ids[i] in self._stop_ids), len(ids))
-        return ids[: end + ended]
-
-
-def _refuse(problem: str) -> SpecError:
+def _misfit(problem: str) -> SpecError:
     return SpecError(
         f"the reward model cannot be used: {problem}", param="method.ppo.hyperparameters.reward_model"
     )

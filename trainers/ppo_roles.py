@@ -12,35 +12,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trainers.ppo_losses import mask_responses
+from trainers.draws import Texts, draw_answers
 
 POLICY = "default"  # PEFT saves only the adapter of this name where readers look
-_GENERATED_TOGETHER = 32  # sequences whose caches are in memory at once
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Prompts padded on the left, each with a response padded on the right."""
-
-    tokens: Tensor  # [rows, prompt + response]
-    attention: Tensor  # as tokens: 1 on text, 0 on padding
-    n_prompt: int  # columns before the responses
-    mask: Tensor  # [rows, response]: true on a response's tokens
-    ended: Tensor  # [rows]: whether the response came to a stop token
-
-    @property
-    def responses(self) -> Tensor:
-        """[rows, response] token ids."""
-        return self.tokens[:, self.n_prompt :]
-
-    def take(self, rows: Any) -> "Texts":
-        """Some of the rows, by a slice or by their numbers."""
-        return Texts(
-            self.tokens[rows], self.attention[rows], self.n_prompt, self.mask[rows], self.ended[rows]
-        )
 
 
 @dataclass(frozen=True)
@@ -82,40 +59,16 @@ class Policy:
         """What is trained of the model, without the value head."""
         return [p for name, p in self.model.named_parameters() if f".{POLICY}." in name]
 
-    @torch.no_grad()
     def sample(self, prompts: list[list[int]], *, max_new_tokens: int, seeds: list[int]) -> Texts:
-        """A response to each prompt, drawn from the policy as it is: temperature 1, nothing cut off.
-
-        A seed for each: what is drawn depends on neither its neighbours nor their number.
-        """
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=self.device)
-        attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]).to(ids)
-        # The model's own settings (top-k, penalties) would fill what is left open here.
-        self.base.generation_config = GenerationConfig(
-            do_sample=False,  # RowNoise draws
-            repetition_penalty=1.0,
-            eos_token_id=self.stop_ids,
-            pad_token_id=self.pad_id,
+        """A response to each prompt, drawn from the policy as it is; a seed for each."""
+        return draw_answers(
+            self.model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            seeds=seeds,
+            stop_ids=self.stop_ids,
+            pad_id=self.pad_id,
         )
-        chunks = [
-            self.model.generate(
-                input_ids=ids[start : start + _GENERATED_TOGETHER],
-                attention_mask=attention[start : start + _GENERATED_TOGETHER],
-                max_new_tokens=max_new_tokens,
-                logits_processor=LogitsProcessorList(
-                    [RowNoise(seeds[start : start + _GENERATED_TOGETHER], device=self.device)]
-                ),
-            )
-            for start in range(0, len(ids), _GENERATED_TOGETHER)
-        ]
-        width = max(chunk.shape[1] for chunk in chunks)
-        tokens = torch.full((len(ids), width), self.pad_id, device=self.device)
-        for i, chunk in enumerate(chunks):
-            start = i * _GENERATED_TOGETHER
-            tokens[start : start + len(chunk), : chunk.shape[1]] = chunk
-        mask, ended = mask_responses(tokens[:, longest:], self.stop_ids)
-        return Texts(tokens, torch.cat([attention, mask.to(attention)], 1), longest, mask, ended)
 
     def predict(self, texts: Texts, *, with_entropies: bool = True) -> Predicted:
         """Log probability, value and entropy at each response token, [rows, response].
@@ -166,20 +119,6 @@ class Policy:
     def _note_states(self, _module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         self._states = arguments[0].contiguous()  # of the responses alone: else a product for each row
         return (self._states,)
-
-
-class RowNoise(LogitsProcessor):
-    """Gumbel noise from each row's own source: the token of the largest sum is a draw from the softmax."""
-
-    def __init__(self, seeds: list[int], *, device: torch.device):
-        self._sources = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        """[rows, vocabulary] logits with the noise of the next token."""
-        noise = torch.empty_like(scores)
-        for row, source in zip(noise, self._sources, strict=True):
-            row.exponential_(generator=source)
-        return scores.sub_(noise.log_())
 
 
 def number_positions(attention: Tensor) -> Tensor:

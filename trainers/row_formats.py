@@ -1,7 +1,7 @@
 """The formats of training rows: how each is recognised, and what it becomes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ class Row:
 
     line: int
     messages: list[Message]
+    # As it was written, for graders.
+    item: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Prompt:
 
     line: int
     messages: list[Message]
+    item: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 AnyRow = Row | Pair | Labelled | Document | Prompt
@@ -116,7 +119,8 @@ def read_row(row: dict[str, Any], name: str, *, line: int) -> AnyRow:
     """The row as its method will see it. Raises ValueError on what cannot be trained on."""
     known = FORMATS[name]
     _check_keys(row, known)
-    return known.read(row, line)
+    found = known.read(row, line)
+    return replace(found, item=row) if isinstance(found, Row | Prompt) else found
 
 
 def _check_keys(row: dict[str, Any], known: Format) -> None:

@@ -35,6 +35,7 @@ MODULES = {
     "dpo": "trainers.dpo",
     "kto": "trainers.kto",
     "ppo": "trainers.ppo",
+    "grpo": "trainers.grpo",
 }
 _POLL_S = 0.2
 

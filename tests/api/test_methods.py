@@ -35,7 +35,12 @@ def test_every_method_is_described(listed, methods):
         assert methods[name]["object"] == "method"
         assert methods[name]["summary"] == kind.summary
         assert methods[name]["learns_from"] == kind.learns_from
-        assert {found["name"] for found in methods[name]["parameters"]} == set(kind.asked.model_fields)
+        assert {found["name"] for found in methods[name]["parameters"]} == set(
+            kind.asked.model_fields
+        ) - kind.beside
+    kinds = methods["grpo"]["grader"]["discriminator"]["mapping"]
+    assert set(kinds) == {"string_check", "text_similarity", "regex"}
+    assert methods["ppo"]["grader"] is None
 
 
 def test_a_parameter_tells_its_type_bounds_default_and_other_names(methods):

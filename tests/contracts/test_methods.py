@@ -41,13 +41,16 @@ class Service:
     def upload_rows(self, rows: list[dict]) -> str:
         return self.upload("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-    def train(self, method: str, model: str, file: str, **settings: Any) -> dict:
+    def train(
+        self, method: str, model: str, file: str, *, grader: dict | None = None, **settings: Any
+    ) -> dict:
+        beside = {"grader": grader} if grader else {}
         body = {
             "model": model,
             "training_file": file,
             "validation_file": file,
             "suffix": method[:4],
-            "method": {"type": method, method: {"hyperparameters": LORA | settings}},
+            "method": {"type": method, method: {"hyperparameters": LORA | settings, **beside}},
         }
         made = self.http.post("/fine_tuning/jobs", json=body)
         assert made.status_code == 200, made.text
@@ -144,3 +147,53 @@ def test_from_plain_text_to_an_aligned_model_that_answers(service: Service) -> N
         ),
     ):
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, code)
+
+
+def test_a_grader_rewards_answers_and_what_a_row_lacks_for_it_is_told(service: Service) -> None:
+    rows = [{"question": f"How is case {n} treated?", "answer": "rest"} for n in range(16)]
+    grader = {
+        "type": "text_similarity",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}",
+        "evaluation_metric": "fuzzy_match",
+    }
+    settings = {
+        "batch_size": 16,
+        "num_generations": 4,
+        "output_max_length": 8,
+        "max_steps": 3,
+        "max_length": 128,
+    }
+    job = service.train("grpo", "tiny", service.upload_rows(rows), grader=grader, **settings)
+    assert job["method"]["grpo"]["grader"]["reference"] == "{{item.answer}}"
+    assert job["method"]["grpo"]["hyperparameters"]["reward_model"] is None
+    metrics = service.metrics(job)
+    assert 0 < metrics["train_reward"] < 1
+    assert "valid_reward_before" in metrics
+
+    lacking = service.upload_rows([*rows[:3], {"question": "And now?"}])
+    body = {
+        "model": "tiny",
+        "training_file": lacking,
+        "method": {"type": "grpo", "grpo": {"grader": grader, "hyperparameters": settings}},
+    }
+    made = service.http.post("/fine_tuning/jobs", json=body).json()
+    ended = wait_for(
+        lambda: (
+            job
+            if (job := service.http.get(f"/fine_tuning/jobs/{made['id']}?wait=30").json())["status"]
+            in ("succeeded", "failed")
+            else None
+        ),
+        within_s=120,
+        what="the end of a job whose rows lack what the grader reads",
+    )
+    assert ended["status"] == "failed"
+    assert "line 4: the grader reads item.answer" in ended["error"]["message"]
+    neither = service.http.post(
+        "/fine_tuning/jobs", json={"model": "tiny", "training_file": lacking, "method": {"type": "grpo"}}
+    )
+    assert neither.json()["error"]["code"] == "missing_required_parameter"
+    body["method"]["grpo"]["grader"] = {"type": "regex", "pattern": "("}
+    refused = service.http.post("/fine_tuning/jobs", json=body).json()["error"]
+    assert refused["param"] == "method.grpo.grader.pattern"

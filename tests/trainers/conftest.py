@@ -35,7 +35,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[..., Path]:
     """Writes the spec.json of a run of the tiny model and returns its RUN_DIR."""
-    from trainers.specs import RunSpec, parse_method, resolve
+    from trainers.specs import RunSpec, parse_method, resolve, write_method
 
     def make(
         name: str = "1",
@@ -57,7 +57,7 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
         valid_rows = chat_rows(40 + n_valid)[40:] if valid_rows is None else valid_rows
         valid.write_text("".join(json.dumps(row) + "\n" for row in valid_rows))
         wanted = {"batch_size": 4, "n_epochs": 2, "dtype": "float32", "save_steps": 4, "eval_steps": 4}
-        asked = parse_method({"type": method, method: {"hyperparameters": wanted | hyperparameters}}, None)
+        asked = parse_method(write_method(method, wanted | hyperparameters), None)
         spec = RunSpec(
             job_id="ftjob-test",
             attempt=int(name) if name.isdigit() else 1,

@@ -50,6 +50,10 @@ def refusal(method: str = "supervised", **hyperparameters: object) -> SpecError:
         ("kto", {"per_device_train_batch_size": 1}, "per_device_train_batch_size", "at least 2"),
         ("ppo", {"dtype": "float16"}, "dtype", "would vanish"),
         ("ppo", {"fp16": True}, "fp16", "would vanish"),
+        ("grpo", {"batch_size": 12}, "batch_size", "multiple of num_generations"),
+        ("grpo", {"use_peft": False, "beta": 0.1}, "beta", "no reference"),
+        ("grpo", {"deepspeed": "zero2"}, "deepspeed", "not available for grpo"),
+        ("grpo", {"fp16": True}, "fp16", "bfloat16"),
         ("supervised", {"deepspeed": REFERENCE}, "deepspeed.fp16.enabled", "set dtype to float16"),
         ("supervised", {"deepspeed": REFERENCE, "fp16": True}, "deepspeed.scheduler.type", "cosine"),
     ],
@@ -58,6 +62,26 @@ def test_what_excludes_each_other_is_refused(method: str, asked: dict, param: st
     error = refusal(method, **asked)
     assert error.param == f"method.{method}.hyperparameters.{param}"
     assert part in error.message
+
+
+def test_a_grader_and_a_reward_model_are_one_too_many() -> None:
+    grader = {"type": "regex", "pattern": "a"}
+    asked = {"grader": grader, "hyperparameters": {"reward_model": "judge"}}
+    with pytest.raises(SpecError, match="name one of the two") as caught:
+        parse_method({"type": "grpo", "grpo": asked}, None)
+    assert caught.value.param == "method.grpo.hyperparameters.reward_model"
+
+
+def test_a_batch_of_answers_is_made_of_whole_groups() -> None:
+    for nproc in (1, 2, 3):
+        for answers in (2, 7, 8, 64):
+            resolved = resolve(
+                ask("grpo", num_generations=answers), n_examples=80, seed=1, nproc_per_node=nproc
+            )
+            assert resolved["batch_size"] % answers == 0
+            assert resolved["batch_size"] % (resolved["micro_batch_size"] * nproc) == 0
+    with pytest.raises(SpecError, match="not a multiple of num_generations"):
+        resolve(ask("grpo", gradient_accumulation_steps=3, micro_batch_size=2), n_examples=80, seed=1)
 
 
 def test_quantization_and_sharding_are_accepted_where_they_work() -> None:

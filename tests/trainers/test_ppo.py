@@ -22,19 +22,20 @@ from tests.trainers.judged import (
     ppo_settings,
 )
 from trainers import recipe
+from trainers.draws import Texts, mask_responses
 from trainers.ppo import choose_rows
 from trainers.ppo_losses import (
     KlController,
     estimate_advantages,
     explain_variance,
-    mask_responses,
     place_rewards,
     policy_loss,
     value_loss,
     whiten,
 )
-from trainers.ppo_reward import ScorerBeside, ScorerOnBase, load_scorer
-from trainers.ppo_roles import Policy, Texts
+from trainers.ppo_reward import ScorerOnBase, load_scorer
+from trainers.ppo_roles import Policy
+from trainers.scorers import ScorerBeside
 from trainers.specs import RunSpec
 
 EOS = 2

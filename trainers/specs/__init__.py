@@ -2,7 +2,7 @@
 
 from trainers.specs.fields import Resources, SpecError
 from trainers.specs.methods import METHODS
-from trainers.specs.parse import Method, parse_method
+from trainers.specs.parse import Method, parse_method, write_method
 from trainers.specs.resolution import resolve
 from trainers.specs.run_spec import SPEC_VERSION, RunSpec, load_run_spec
 
@@ -16,4 +16,5 @@ __all__ = [
     "load_run_spec",
     "parse_method",
     "resolve",
+    "write_method",
 ]

@@ -7,9 +7,11 @@ from typing import Any
 from trainers.specs.fields import SpecError
 from trainers.specs.zero import SCHEDULES, zero_stage
 
-# Methods whose loop is TRL's: it quantizes and shards. PPO holds several models of its own on one base.
-QUANTIZED_METHODS = SHARDED_METHODS = {"pretraining", "supervised", "reward", "dpo", "kto"}
-FULL_METHODS = {"pretraining", "supervised", "reward", "dpo"}
+# Methods whose loop is TRL's: it quantizes and shards. PPO holds several models of its own on one base; and
+# weights that are spread over processes would have to be gathered for all the answers that GRPO draws.
+SHARDED_METHODS = {"pretraining", "supervised", "reward", "dpo", "kto"}
+QUANTIZED_METHODS = {*SHARDED_METHODS, "grpo"}
+FULL_METHODS = {"pretraining", "supervised", "reward", "dpo", "grpo"}
 # Modules that stay as they are when a model is quantized, so that a trained copy of them can be made.
 _UNQUANTIZED = {"embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out", "score"}
 
@@ -140,6 +142,29 @@ RULES = (
         lambda method, asked: method in ("dpo", "kto") and asked.dtype == "float16",
         "differences of log-probabilities do not survive float16, the loss would be 0 or NaN: "
         "use bfloat16 or float32",
+    ),
+    Rule(
+        "batch_size",
+        lambda method, asked: (
+            method == "grpo" and asked.batch_size != "auto" and asked.batch_size % asked.num_generations != 0
+        ),
+        "it counts answers, and those to one prompt are compared with each other: "
+        "give a multiple of num_generations",
+    ),
+    Rule(
+        "reward_model",
+        lambda method, asked: method == "grpo" and bool(asked.grader) and asked.reward_model is not None,
+        "the grader gives the rewards already; name one of the two",
+    ),
+    Rule(
+        "beta",
+        lambda method, asked: method == "grpo" and _full(asked) and asked.beta > 0,
+        "with all weights trained no reference is left to stay near to: leave beta at 0, or use an adapter",
+    ),
+    Rule(
+        "dtype",
+        lambda method, asked: method == "grpo" and asked.dtype == "float16",
+        "probabilities of drawn answers do not survive float16: use bfloat16 or float32",
     ),
     Rule(
         "dtype",

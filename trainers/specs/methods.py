@@ -1,11 +1,12 @@
 """The methods: what each is called, what it may be asked, and what it learns from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from trainers.specs.parameters import (
     Asked,
     DpoSettings,
+    GrpoSettings,
     KtoSettings,
     PpoSettings,
     PretrainingSettings,
@@ -63,6 +64,14 @@ class ResolvedPpo(Resolved, PpoSettings):
     """`ppo` as a run gets it."""
 
 
+class AskedGrpo(Asked, GrpoSettings):
+    """`grpo` as a user writes it."""
+
+
+class ResolvedGrpo(Resolved, GrpoSettings):
+    """`grpo` as a run gets it."""
+
+
 @dataclass(frozen=True)
 class MethodKind:
     """One `method.type`."""
@@ -77,6 +86,8 @@ class MethodKind:
     # Usual for LoRA, ten times that of full fine-tuning.
     base_learning_rate: float
     least_micro_batch: int = 1  # rows that a pass must have
+    # Parameters that are written beside `hyperparameters`, not among them.
+    beside: frozenset[str] = field(default_factory=frozenset)
 
     def takes(self, kind: str | None) -> bool:
         """Whether rows of a kind will do.
@@ -155,6 +166,17 @@ METHODS = {
             "max_length",
             {"max_length"},
             1.4e-5,
+        ),
+        MethodKind(
+            "grpo",
+            "Reinforcement learning: several answers to a prompt, compared by a grader or a reward model",
+            AskedGrpo,
+            ResolvedGrpo,
+            "prompt",
+            "max_length",
+            {"max_length", "grader"},
+            2e-5,
+            beside=frozenset({"grader"}),
         ),
     )
 }

@@ -26,6 +26,7 @@ ALIASES = {
     "reward_model_name": "reward_model",
     "num_ppo_epochs": "ppo_epochs",
     "response_length": "output_max_length",
+    "max_completion_length": "output_max_length",
     "kl_coef": "init_kl_coef",
     "template": "chat_template",
     "template_name": "chat_template",

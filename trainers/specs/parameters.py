@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainers.specs.fields import Auto, Count, DType, Number, OptionalModules, Strict, TargetModules
+from trainers.specs.graders import GraderConfig
 from trainers.specs.zero import ZeroConfig
 
 # What two adapters must share for the weights of one to be those of the other.
@@ -143,3 +144,21 @@ class PpoSettings(ChatSettings):
     cliprange_value: Annotated[Number, Field(gt=0, le=1e6)] = 5.0
     vf_coef: Annotated[Number, Field(gt=0, le=100)] = 0.1
     value_learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-3
+
+
+class GrpoSettings(ChatSettings):
+    """What only group relative policy optimization has. Rows of a batch and of a pass are answers."""
+
+    # What gives an answer its number: one of the two.
+    grader: GraderConfig = None
+    reward_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    max_length: Annotated[Count, Field(ge=16, le=131_072)] = 512  # of a prompt
+    output_max_length: Annotated[Count, Field(ge=1, le=32_768)] = 128  # of an answer
+    # Answers to one prompt, which are compared with each other.
+    num_generations: Annotated[Count, Field(ge=2, le=64)] = 8
+    temperature: Annotated[Number, Field(gt=0, le=2)] = 1.0
+    # Weight of the KL to the model as it was; without it there is no reference.
+    beta: Annotated[Number, Field(ge=0, le=2)] = 0.0
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_truncated_completions: bool = False

@@ -42,7 +42,15 @@ class Method(Strict):
         if asked.init_adapter is not None:
             for name in set(ADAPTER_SHAPE) - asked.model_fields_set:
                 del written[name]
-        return {"type": self.type, self.type: {"hyperparameters": written}}
+        return write_method(self.type, written)
+
+
+def write_method(name: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """A method as a request has it: what stands beside the hyperparameters is put there."""
+    apart = METHODS[name].beside
+    beside = {key: value for key, value in hyperparameters.items() if key in apart and value is not None}
+    among = {key: value for key, value in hyperparameters.items() if key not in apart}
+    return {"type": name, name: {"hyperparameters": among, **beside}}
 
 
 def parse_method(method: Any, hyperparameters: Any) -> Method:
@@ -50,7 +58,7 @@ def parse_method(method: Any, hyperparameters: Any) -> Method:
 
     Raises SpecError, whose param is the path of the offending field in the request.
     """
-    kind, nested = _read_method(method)
+    kind, nested, apart = _read_method(method)
     nested_path = f"method.{kind.name}.hyperparameters"
     if nested and hyperparameters:
         raise SpecError(
@@ -61,20 +69,20 @@ def parse_method(method: Any, hyperparameters: Any) -> Method:
         raise SpecError("must be an object", param=path)
     beside = {name: value for name, value in given.items() if name in JOB_FIELDS}
     given = {name: value for name, value in given.items() if name not in JOB_FIELDS}
-    renamed, ignored = _rename(given, known=kind.asked.model_fields.keys(), path=path)
+    renamed, ignored = _rename(given, known=kind.asked.model_fields.keys() - kind.beside, path=path)
     try:
-        asked = kind.asked.model_validate(renamed)
+        asked = kind.asked.model_validate(renamed | apart)
         job_fields = JobFields.model_validate(beside)
     except ValidationError as error:
-        raise _first_problem(error, path=path, given=given | beside) from None
+        raise _first_problem(error, path=path, given=given | beside, kind=kind) from None
     check_combination(kind.name, asked, path=path, spell=lambda name: _spell(name, given=given))
     return Method(type=kind.name, hyperparameters=asked, ignored=ignored, job_fields=job_fields)
 
 
-def _read_method(method: Any) -> tuple[MethodKind, Any]:
-    """The method's kind and the hyperparameters inside it, as they were written."""
+def _read_method(method: Any) -> tuple[MethodKind, Any, dict[str, Any]]:
+    """The method's kind, the hyperparameters inside it, and what is beside them, as they were written."""
     if method is None:
-        return METHODS["supervised"], {}
+        return METHODS["supervised"], {}, {}
     if not isinstance(method, dict):
         raise SpecError("must be an object", param="method")
     name = method.get("type")
@@ -94,14 +102,15 @@ def _read_method(method: Any) -> tuple[MethodKind, Any]:
     body = method.get(name) or {}
     if not isinstance(body, dict):
         raise SpecError("must be an object", param=f"method.{name}")
+    beside = METHODS[name].beside
     for key in body:
-        if key != "hyperparameters":
+        if key != "hyperparameters" and key not in beside:
             raise SpecError(
                 f"unknown field {key!r}; hyperparameters go in method.{name}.hyperparameters",
                 param=f"method.{name}.{key}",
                 code="unknown_parameter",
             )
-    return METHODS[name], body.get("hyperparameters") or {}
+    return METHODS[name], body.get("hyperparameters") or {}, {key: body[key] for key in beside if key in body}
 
 
 def _rename(given: dict[str, Any], *, known: Any, path: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -146,7 +155,9 @@ def _unknown(name: str, *, known: Any, path: str) -> SpecError:
     return SpecError(message, param=f"{path}.{name}", code="unknown_parameter")
 
 
-def _first_problem(error: ValidationError, *, path: str, given: dict[str, Any]) -> SpecError:
+def _first_problem(
+    error: ValidationError, *, path: str, given: dict[str, Any], kind: MethodKind
+) -> SpecError:
     """The most telling of pydantic's complaints, addressed to the name the user wrote."""
     problems = error.errors(include_url=False)
     field = str(problems[0]["loc"][0]) if problems[0]["loc"] else ""
@@ -157,6 +168,8 @@ def _first_problem(error: ValidationError, *, path: str, given: dict[str, Any]) 
         message = 'must be "auto" or a number'
     else:
         message = telling["msg"].removeprefix("Value error, ")
+    if field in kind.beside:
+        path = f"method.{kind.name}"
     written = _spell(field, given=given)
     cause = telling.get("ctx", {}).get("error")
     if isinstance(cause, SpecError) and cause.param:  # inside an object

@@ -1,6 +1,6 @@
 """From what was asked to numbers: the same input always gives the same answer."""
 
-from math import ceil
+from math import ceil, lcm
 from typing import Any
 
 from trainers.specs.fields import SpecError
@@ -18,19 +18,28 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
         raise SpecError("the training file has no examples", param="training_file")
     asked, kind = method.hyperparameters, method.kind
     n_examples = min(n_examples, asked.max_train_samples or n_examples)
+    # What a row counts in a batch: of most methods one, else the answers that are drawn to it.
+    answers = getattr(asked, "num_generations", 1)
     n_epochs = _choose_epochs(n_examples) if asked.n_epochs == "auto" else asked.n_epochs
     batch_size = asked.batch_size
     if asked.gradient_accumulation_steps is not None:
         batch_size = _multiply_batch(method, nproc_per_node)
     if batch_size == "auto":
         per_pass = kind.least_micro_batch if asked.micro_batch_size == "auto" else asked.micro_batch_size
-        batch_size = _choose_batch(n_examples, nproc_per_node, micro=per_pass)
+        unit = lcm(nproc_per_node * per_pass, answers)
+        batch_size = _choose_batch(n_examples, unit=unit, answers=answers)
     micro = asked.micro_batch_size
     if micro == "auto":
         micro = _choose_micro_batch(
             batch_size // nproc_per_node, kind.row_length(asked), least=kind.least_micro_batch
         )
     check_batch(batch_size, micro=micro, nproc_per_node=nproc_per_node, method=kind.name)
+    if batch_size % answers:
+        raise SpecError(
+            f"batch_size {batch_size} is not a multiple of num_generations {answers}: it counts answers, "
+            "and those to one prompt are compared with each other",
+            param=f"method.{kind.name}.hyperparameters.batch_size",
+        )
     mini = getattr(asked, "mini_batch_size", None)
     if mini and (batch_size // nproc_per_node) % mini:
         raise SpecError(
@@ -41,7 +50,7 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
     base_rate = kind.base_learning_rate * (1.0 if asked.use_peft else 0.1)
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
     learning_rate = asked.learning_rate or base_rate * multiplier
-    total_steps = asked.max_steps or n_epochs * ceil(n_examples / batch_size)
+    total_steps = asked.max_steps or n_epochs * ceil(n_examples * answers / batch_size)
     interval = min(max(ceil(total_steps / 10), 10), 500)
     log_interval = 1 if total_steps <= 1000 else 10
     resolved = asked.model_dump(exclude={"gradient_accumulation_steps"}) | {
@@ -67,13 +76,12 @@ def _choose_epochs(n_examples: int) -> int:
     return 3
 
 
-def _choose_batch(n_examples: int, nproc_per_node: int, *, micro: int) -> int:
-    """About 0.2 % of the examples, between 4 and 64, a multiple of what one pass over all processes takes."""
-    unit = nproc_per_node * micro
+def _choose_batch(n_examples: int, *, unit: int, answers: int) -> int:
+    """About 0.2 % of the examples, between 4 and 64, with all their answers: a multiple of `unit`."""
     size = 4
-    while size < 64 and size < n_examples * 0.002:
+    while size < 64 and size < n_examples * 0.002 and 2 * size * answers <= 256:
         size *= 2
-    return ceil(size / unit) * unit
+    return ceil(size * answers / unit) * unit
 
 
 def _multiply_batch(method: Method, nproc_per_node: int) -> int:

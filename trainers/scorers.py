@@ -1,0 +1,91 @@
+"""Reward models that score answers: what they are asked, and one that stands beside the model it judges."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainers.adapters import TRAINED_HEAD_KEY, find_stop_ids, load_model
+from trainers.data import load_tokenizer
+from trainers.draws import Texts
+from trainers.messages import Message
+from trainers.specs import RunSpec, SpecError
+
+
+class Scorer(Protocol):
+    """Gives each response a number: the higher, the better it is liked."""
+
+    where: str  # the reward model is
+
+    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:
+        """[rows] scores of the responses to `messages`, the prompts as they were written."""
+        ...
+
+
+class ScorerBeside:
+    """A reward model on another base: it reads the decoded text, in its own template and tokens."""
+
+    where = "a model beside the policy"
+
+    def __init__(self, model_dir: Path, *, tokenizer: Any, device: torch.device, dtype: torch.dtype):
+        self._policy_tokenizer = tokenizer
+        self._model = load_model(model_dir, dtype=dtype, head="score").to(device)
+        self._model.requires_grad_(False)
+        self._tokenizer: Any = load_tokenizer(model_dir)
+        self._stop_ids = find_stop_ids(self._tokenizer, self._model.config.eos_token_id)
+        self._pad_id = int(self._model.config.pad_token_id)
+
+    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:
+        """[rows] scores, each read at the last token of its text."""
+        answers = [
+            self._policy_tokenizer.decode(tokens[mask], skip_special_tokens=True)
+            for tokens, mask in zip(texts.responses, texts.mask, strict=True)
+        ]
+        return self.score_answers(messages, answers, ended=texts.ended.tolist())
+
+    @torch.no_grad()
+    def score_answers(
+        self, messages: list[list[Message]], answers: list[str], *, ended: list[bool]
+    ) -> Tensor:
+        """[rows] scores of answers to `messages`; ended: whether each came to its end by itself."""
+        rows = [
+            self._encode(prompt, answer, ended=whole)
+            for prompt, answer, whole in zip(messages, answers, ended, strict=True)
+        ]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in rows])
+        attention = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        device = self._model.device
+        logits = self._model(input_ids=ids.to(device), attention_mask=attention.to(device)).logits
+        return logits.float().squeeze(-1)
+
+    def _encode(self, prompt: list[Message], response: str, *, ended: bool) -> list[int]:
+        """Token ids up to the end of the answer's turn; a turn that was cut short is not closed."""
+        text = self._tokenizer.apply_chat_template(
+            [*prompt, {"role": "assistant", "content": response}], tokenize=False
+        )
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = next((i for i in reversed(range(len(ids))) if ids[i] in self._stop_ids), len(ids))
+        return ids[: end + ended]
+
+
+def require_head(spec: RunSpec) -> tuple[Path, dict[str, Any]]:
+    """(folder of the job's reward model, its configuration). Raises SpecError when it has no trained head."""
+    if spec.reward_model_dir is None:
+        raise refuse_judge(spec, "none was given")
+    config = json.loads((spec.reward_model_dir / "config.json").read_bytes())
+    if config.get(TRAINED_HEAD_KEY) is not True:
+        raise refuse_judge(
+            spec, "it is no reward model: it has no trained head, and a random one rewards noise"
+        )
+    return spec.reward_model_dir, config
+
+
+def refuse_judge(spec: RunSpec, problem: str) -> SpecError:
+    """What is wrong with the job's reward model."""
+    return SpecError(
+        f"the reward model cannot be used: {problem}",
+        param=f"method.{spec.method}.hyperparameters.reward_model",
+    )
