@@ -4,7 +4,10 @@ from math import ceil, lcm
 from typing import Any
 
 from trainers.specs.fields import SpecError
+from trainers.specs.parameters import Asked, Resolved
 from trainers.specs.parse import Method
+
+_MOST_ROWS = 256  # of a batch
 
 
 def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int = 1) -> dict[str, Any]:
@@ -18,39 +21,13 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
         raise SpecError("the training file has no examples", param="training_file")
     asked, kind = method.hyperparameters, method.kind
     n_examples = min(n_examples, asked.max_train_samples or n_examples)
-    # What a row counts in a batch: of most methods one, else the answers that are drawn to it.
-    answers = getattr(asked, "num_generations", 1)
     n_epochs = _choose_epochs(n_examples) if asked.n_epochs == "auto" else asked.n_epochs
-    batch_size = asked.batch_size
-    if asked.gradient_accumulation_steps is not None:
-        batch_size = _multiply_batch(method, nproc_per_node)
-    if batch_size == "auto":
-        per_pass = kind.least_micro_batch if asked.micro_batch_size == "auto" else asked.micro_batch_size
-        unit = lcm(nproc_per_node * per_pass, answers)
-        batch_size = _choose_batch(n_examples, unit=unit, answers=answers)
-    micro = asked.micro_batch_size
-    if micro == "auto":
-        micro = _choose_micro_batch(
-            batch_size // nproc_per_node, kind.row_length(asked), least=kind.least_micro_batch
-        )
-    check_batch(batch_size, micro=micro, nproc_per_node=nproc_per_node, method=kind.name)
-    if batch_size % answers:
-        raise SpecError(
-            f"batch_size {batch_size} is not a multiple of num_generations {answers}: it counts answers, "
-            "and those to one prompt are compared with each other",
-            param=f"method.{kind.name}.hyperparameters.batch_size",
-        )
-    mini = getattr(asked, "mini_batch_size", None)
-    if mini and (batch_size // nproc_per_node) % mini:
-        raise SpecError(
-            f"mini_batch_size {mini} does not divide the {batch_size // nproc_per_node} rows of a process",
-            param=f"method.{kind.name}.hyperparameters.mini_batch_size",
-        )
+    batch_size, micro = _size_batch(method, n_examples=n_examples, nproc_per_node=nproc_per_node)
     # All weights at once take a tenth of what an adapter takes.
     base_rate = kind.base_learning_rate * (1.0 if asked.use_peft else 0.1)
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
     learning_rate = asked.learning_rate or base_rate * multiplier
-    total_steps = asked.max_steps or n_epochs * ceil(n_examples * answers / batch_size)
+    total_steps = asked.max_steps or n_epochs * ceil(n_examples * count_answers(asked) / batch_size)
     interval = min(max(ceil(total_steps / 10), 10), 500)
     log_interval = 1 if total_steps <= 1000 else 10
     resolved = asked.model_dump(exclude={"gradient_accumulation_steps"}) | {
@@ -67,6 +44,41 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
     return kind.resolved.model_validate(resolved).model_dump()
 
 
+def count_answers(settings: Asked | Resolved) -> int:
+    """How often a row counts in a batch: once with most methods, else as often as it is answered."""
+    return getattr(settings, "num_generations", 1)
+
+
+def _size_batch(method: Method, *, n_examples: int, nproc_per_node: int) -> tuple[int, int]:
+    """(rows of an optimizer step, rows of a pass of one process)."""
+    asked, kind = method.hyperparameters, method.kind
+    path = f"method.{kind.name}.hyperparameters"
+    answers, batch_size, micro = count_answers(asked), asked.batch_size, asked.micro_batch_size
+    if asked.gradient_accumulation_steps is not None:
+        batch_size = _multiply_batch(method, nproc_per_node)
+    if batch_size == "auto":
+        per_pass = kind.least_micro_batch if micro == "auto" else micro
+        unit = lcm(nproc_per_node * per_pass, answers)
+        batch_size = _choose_batch(n_examples, unit=unit, answers=answers)
+    share = batch_size // nproc_per_node
+    if micro == "auto":
+        micro = _choose_micro_batch(share, kind.row_length(asked), least=kind.least_micro_batch)
+    check_batch(batch_size, micro=micro, nproc_per_node=nproc_per_node, method=kind.name)
+    if batch_size % answers:
+        raise SpecError(
+            f"batch_size {batch_size} is not a multiple of num_generations {answers}: it counts answers, "
+            "and those to one prompt are compared with each other",
+            param=f"{path}.batch_size",
+        )
+    mini = getattr(asked, "mini_batch_size", None)
+    if mini and share % mini:
+        raise SpecError(
+            f"mini_batch_size {mini} does not divide the {share} rows of a process",
+            param=f"{path}.mini_batch_size",
+        )
+    return batch_size, micro
+
+
 def _choose_epochs(n_examples: int) -> int:
     """Three, more for very small files (at least 100 examples seen), fewer for very large ones."""
     if n_examples * 3 < 100:
@@ -79,9 +91,10 @@ def _choose_epochs(n_examples: int) -> int:
 def _choose_batch(n_examples: int, *, unit: int, answers: int) -> int:
     """About 0.2 % of the examples, between 4 and 64, with all their answers: a multiple of `unit`."""
     size = 4
-    while size < 64 and size < n_examples * 0.002 and 2 * size * answers <= 256:
+    while size < 64 and size < n_examples * 0.002 and 2 * size * answers <= _MOST_ROWS:
         size *= 2
-    return ceil(size * answers / unit) * unit
+    size = ceil(size * answers / unit) * unit
+    return size if size <= _MOST_ROWS else max(_MOST_ROWS // unit, 1) * unit
 
 
 def _multiply_batch(method: Method, nproc_per_node: int) -> int:
@@ -107,9 +120,9 @@ def _choose_micro_batch(per_process: int, row_tokens: int, *, least: int) -> int
 def check_batch(batch_size: int, *, micro: int, nproc_per_node: int, method: str) -> None:
     """Raise SpecError unless a batch is made of whole passes of all processes."""
     path = f"method.{method}.hyperparameters"
-    if batch_size > 256:
+    if batch_size > _MOST_ROWS:
         raise SpecError(
-            f"micro_batch_size {micro} on {nproc_per_node} processes makes a batch of more than 256",
+            f"micro_batch_size {micro} on {nproc_per_node} processes makes a batch of more than {_MOST_ROWS}",
             param=f"{path}.micro_batch_size",
         )
     if batch_size % (micro * nproc_per_node):
