@@ -25,6 +25,7 @@ class RowFormat(BaseModel):
 
     name: str
     example: Any = Field(description="A row; where it is a text, it is a line of a `.txt` file.")
+    example_with_tools: Any = Field(description="A row with tools; null for a format without them.")
 
 
 class MethodObject(BaseModel):

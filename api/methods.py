@@ -14,6 +14,25 @@ router = APIRouter(prefix="/methods", tags=["Methods"])
 
 _QUESTION = {"role": "user", "content": "What does an MRI use?"}
 _ANSWER, _WORSE = "Strong magnets and radio waves.", "X-rays."
+_CALL = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "find_slot", "arguments": '{"scanner": "MRI"}'},
+}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find_slot",
+        "description": "The next free appointment.",
+        "parameters": {"type": "object", "properties": {"scanner": {"type": "string"}}},
+    },
+}
+_BOOKING = [
+    {"role": "user", "content": "When is the MRI free?"},
+    {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "Monday, 9:00"},
+]
+_SLOT = {"role": "assistant", "content": "On Monday at nine."}
 # A row in each format, by what the rows are.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "conversation": {
@@ -51,6 +70,28 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "plain_text": "An MRI uses strong magnets and radio waves.",
     },
 }
+# And a row with tools, where they may be listed and called.
+WITH_TOOLS: dict[str, Any] = {
+    "messages": {"messages": [*_BOOKING, _SLOT], "tools": [_TOOL]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": _BOOKING[0]["content"]},
+            {"from": "function_call", "value": '{"name": "find_slot", "arguments": {"scanner": "MRI"}}'},
+            {"from": "observation", "value": _BOOKING[2]["content"]},
+            {"from": "gpt", "value": _SLOT["content"]},
+        ],
+        "tools": [_TOOL["function"]],
+    },
+    "preference": {"prompt": _BOOKING[:1], "chosen": _BOOKING[1:2], "rejected": [_SLOT], "tools": [_TOOL]},
+    "openai_preference": {
+        "input": {"messages": _BOOKING[:1], "tools": [_TOOL]},
+        "preferred_output": _BOOKING[1:2],
+        "non_preferred_output": [_SLOT],
+    },
+    "labelled": {"prompt": _BOOKING[:1], "completion": _BOOKING[1:2], "label": True, "tools": [_TOOL]},
+    "prompt": {"prompt": _BOOKING, "tools": [_TOOL]},
+    "prompt_messages": {"messages": _BOOKING, "tools": [_TOOL]},
+}
 # Pydantic spells a bound by its own name where it cannot know that JSON schema's means the same.
 _BOUNDS = {
     "minimum": ("minimum", "ge"),
@@ -80,7 +121,7 @@ def _describe(kind: MethodKind) -> MethodObject:
         summary=kind.summary,
         learns_from=kind.learns_from,
         row_formats=[
-            RowFormat(name=name, example=row)
+            RowFormat(name=name, example=row, example_with_tools=WITH_TOOLS.get(name))
             for rows in kinds_taken(kind)
             for name, row in EXAMPLES[rows].items()
         ],

@@ -21,12 +21,23 @@ REFUSED = 3
 _USER = {"role": "user", "content": "Hello."}
 _ASSISTANT = {"role": "assistant", "content": "Hi, how can I help?"}
 _SYSTEM = {"role": "system", "content": "Be brief."}
-# The first must render; the others may call raise_exception (some families know no system role).
-_CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
-    [_USER],
-    [_SYSTEM, _USER],
-    [_USER, _ASSISTANT, _USER],
-    [_SYSTEM, _USER, _ASSISTANT, _USER, _ASSISTANT],
+_CALL = {"id": "call00000", "type": "function", "function": {"name": "look_up", "arguments": {"word": "flu"}}}
+_TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+# With the tools of each. The first must render; the others may call raise_exception (some families know no
+# system role), and those with tools may fail in any way: rows of that kind are then refused.
+_CONVERSATIONS: tuple[tuple[list[dict[str, Any]], Any], ...] = (
+    ([_USER], None),
+    ([_SYSTEM, _USER], None),
+    ([_USER, _ASSISTANT, _USER], None),
+    ([_SYSTEM, _USER, _ASSISTANT, _USER, _ASSISTANT], None),
+    (
+        [
+            _USER,
+            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+            {"role": "tool", "content": "{}", "tool_call_id": "call00000", "name": "look_up"},
+        ],
+        _TOOLS,
+    ),
 )
 _RENDER_ERRORS = (
     ArithmeticError,
@@ -130,12 +141,12 @@ def _render_all(template: str, special_tokens: dict[str, str]) -> str | None:
         compiled = _build_environment().from_string(template)
     except jinja2.TemplateError as error:
         return f"{type(error).__name__}: {error}"
-    for index, messages in enumerate(_CONVERSATIONS):
+    for index, (messages, tools) in enumerate(_CONVERSATIONS):
         for add_generation_prompt in (True, False):
             try:
                 text = compiled.render(
                     messages=messages,
-                    tools=None,
+                    tools=tools,
                     add_generation_prompt=add_generation_prompt,
                     **special_tokens,
                 )
@@ -146,6 +157,8 @@ def _render_all(template: str, special_tokens: dict[str, str]) -> str | None:
                     return f"{type(error).__name__}: {error}"
                 continue
             except _RENDER_ERRORS as error:
+                if tools and not isinstance(error, MemoryError | RecursionError):
+                    continue
                 return f"{type(error).__name__}: {error}"
             if len(text) > RENDERED_LIMIT_CHARS:
                 return f"{len(text)} characters for a short conversation"

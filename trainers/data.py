@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from trainers.examples import Example
 from trainers.exits import DataError
-from trainers.messages import Message
+from trainers.rendering import check_tools_are_written, drop_weights, render, to_template
 from trainers.row_formats import Row
 
 IGNORED = -100  # the label of a token without loss
@@ -75,22 +74,22 @@ class ConversationEncoder:
         self._stop_ids = stop_ids
         self._max_length = max_length
         self._train_on_inputs = train_on_inputs
-        self._marked = bool(_GENERATION_TAG.search(str(tokenizer.chat_template)))
 
     def encode(self, rows: list[Row]) -> Iterator[Example]:
         """One example a row, in order. Raises DataError, naming the line, where the template does not fit."""
         texts = []
         for row in rows:
-            with _naming_line(row.line):
-                texts.append(self._render(row.messages))
+            with naming_line(row.line):
+                check_tools_are_written(self._tokenizer, row.messages, row.tools)
+                texts.append(render(self._tokenizer, row.messages, row.tools))
         # No special tokens: the template has written its own, a second BOS would be one too many.
         encoded: Any = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         for i, row in enumerate(rows):
             ids = encoded["input_ids"][i]
             labels = ids
             if not self._train_on_inputs:
-                with _naming_line(row.line):
-                    spans = self._find_spans(row.messages, texts[i], ids, encoded["offset_mapping"][i])
+                with naming_line(row.line):
+                    spans = self._find_spans(row, texts[i], ids, encoded["offset_mapping"][i])
                 labels = [IGNORED] * len(ids)
                 for start, end in spans:
                     labels[start:end] = ids[start:end]
@@ -100,23 +99,28 @@ class ConversationEncoder:
         """Nothing is held back."""
         return iter(())
 
-    def _find_spans(self, messages: list[Message], text: str, ids: list[int], offsets: Offsets) -> list[Span]:
-        """The tokens of each assistant turn with weight, its end-of-turn token included."""
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if self._marked:
-            spans = self._marked_spans(messages, ids)
+    def _find_spans(self, row: Row, text: str, ids: list[int], offsets: Offsets) -> list[Span]:
+        """The tokens of each assistant turn with weight, its calls and its end-of-turn token included."""
+        turns = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
+        # Some models have a template of its own for conversations with tools.
+        if _GENERATION_TAG.search(self._tokenizer.get_chat_template(tools=to_template(row.tools))):
+            spans = self._marked_spans(row, ids)
             if len(spans) != len(turns):
                 raise DataError(
                     f"the chat template marks {len(spans)} assistant turns in a row that has {len(turns)}"
                 )
         else:
-            spans = self._rendered_spans(messages, turns, text, ids, offsets)
-        return [span for span, i in zip(spans, turns, strict=True) if messages[i].get("weight", 1)]
+            spans = self._rendered_spans(row, turns, text, ids, offsets)
+        return [span for span, i in zip(spans, turns, strict=True) if row.messages[i].get("weight", 1)]
 
-    def _marked_spans(self, messages: list[Message], ids: list[int]) -> list[Span]:
+    def _marked_spans(self, row: Row, ids: list[int]) -> list[Span]:
         """Turns as the template's own {% generation %} marks give them."""
         marked: Any = self._tokenizer.apply_chat_template(
-            _plain(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            drop_weights(row.messages),
+            tools=to_template(row.tools),
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
         )
         if list(marked["input_ids"]) != ids:
             raise DataError("the chat template renders this conversation differently each time")
@@ -130,7 +134,7 @@ class ConversationEncoder:
         return spans
 
     def _rendered_spans(
-        self, messages: list[Message], turns: list[int], text: str, ids: list[int], offsets: Offsets
+        self, row: Row, turns: list[int], text: str, ids: list[int], offsets: Offsets
     ) -> list[Span]:
         """Turns found by rendering the conversation up to each of them and comparing with the whole.
 
@@ -140,7 +144,7 @@ class ConversationEncoder:
         """
         starts = []
         for i in turns:
-            before = self._render(messages[:i], add_generation_prompt=True)
+            before = render(self._tokenizer, row.messages[:i], row.tools, add_generation_prompt=True)
             if not text.startswith(before):
                 raise DataError(
                     "the chat template renders the text before an assistant turn differently "
@@ -155,7 +159,8 @@ class ConversationEncoder:
             )
         spans = []
         for n, i in enumerate(turns[:-1]):
-            shared = _shared_length(text, self._render(messages[: i + 1]))
+            so_far = render(self._tokenizer, row.messages[: i + 1], row.tools)
+            shared = _shared_length(text, so_far)
             end = self._end_of_turn(ids, starts[n], _last_token_before(offsets, shared))
             if end is None:  # the turn was rewritten: it ends as the last one does
                 stop = ids[last_end - 1]
@@ -181,28 +186,14 @@ class ConversationEncoder:
     def _is_space(self, token_id: int) -> bool:
         return not str(self._tokenizer.decode([token_id])).strip()
 
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    _plain(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except (TemplateError, TypeError) as error:  # the second: a template that adds text to nothing
-            raise DataError(f"the model's chat template refuses this conversation: {error}") from error
-
 
 @contextmanager
-def _naming_line(line: int) -> Iterator[None]:
+def naming_line(line: int) -> Iterator[None]:
     """Puts the line of the training file in front of a DataError."""
     try:
         yield
     except DataError as error:
         raise DataError(f"line {line}: {error}") from error
-
-
-def _plain(messages: list[Message]) -> list[dict[str, str]]:
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _shared_length(one: str, other: str) -> int:

@@ -23,7 +23,7 @@ from trainers.draws import choose_rows, draw_answers, hash_seed
 from trainers.exits import NanLoss
 from trainers.graders import grade
 from trainers.loop import Guarded
-from trainers.prompts import check_room, load_items, read_messages
+from trainers.prompts import check_room, read_prompt
 from trainers.ranks import rank, sum_ranks, world_size
 from trainers.samples import show_answers
 from trainers.scorers import ScorerBeside, require_head
@@ -95,10 +95,10 @@ def make_reward(
     if settings.grader:
         grader = load_grader(settings.grader)
 
-        def apply_grader(completions: list[str], item_bytes: list[list[int]], **_: Any) -> list[float]:
+        def apply_grader(completions: list[str], prompt_bytes: list[list[int]], **_: Any) -> list[float]:
             return [
-                grade(grader, text, items=load_items(item))
-                for text, item in zip(completions, item_bytes, strict=True)
+                grade(grader, text, items=read_prompt(row).item)
+                for text, row in zip(completions, prompt_bytes, strict=True)
             ]
 
         return apply_grader
@@ -107,13 +107,13 @@ def make_reward(
     size = settings.micro_batch_size
 
     def ask_judge(
-        completions: list[str], message_bytes: list[list[int]], ended: list[bool], **_: Any
+        completions: list[str], prompt_bytes: list[list[int]], ended: list[bool], **_: Any
     ) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(completions), size):
             part = slice(start, start + size)
-            messages = [read_messages(row) for row in message_bytes[part]]
-            scores += judge.score_answers(messages, completions[part], ended=ended[part]).tolist()
+            prompts = [read_prompt(row) for row in prompt_bytes[part]]
+            scores += judge.score_answers(prompts, completions[part], ended=ended[part]).tolist()
         return scores
 
     return ask_judge
@@ -197,7 +197,7 @@ class GroupTrainer(Guarded, GRPOTrainer):
             first = rank() * len(inputs)
             show_answers(
                 self.attempt.events,
-                [row["message_bytes"] for row in inputs],
+                [row["prompt_bytes"] for row in inputs],
                 completions,
                 rewards=rewards[first : first + len(inputs), 0].tolist(),
                 ended=ended,

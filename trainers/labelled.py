@@ -21,7 +21,10 @@ class LabelledEncoder:
     def encode(self, rows: list[Labelled | Pair]) -> Iterator[Example]:
         """One example an answer, in order. Raises DataError, naming the line."""
         answers = [answer for row in rows for answer in _unpair(row)]
-        texts = [Row(answer.line, with_answer(answer.prompt, answer.completion)) for answer in answers]
+        texts = [
+            Row(answer.line, with_answer(answer.prompt, answer.completion), answer.tools)
+            for answer in answers
+        ]
         for answer, encoded in zip(answers, self._encoder.encode(texts), strict=True):
             prompt, completion = split_answer(encoded)
             length = len(prompt) + len(completion)
@@ -42,6 +45,6 @@ def _unpair(row: Labelled | Pair) -> list[Labelled]:
     if isinstance(row, Labelled):
         return [row]
     return [
-        Labelled(row.line, row.prompt, row.chosen, label=True),
-        Labelled(row.line, row.prompt, row.rejected, label=False),
+        Labelled(row.line, row.prompt, row.chosen, True, row.tools),
+        Labelled(row.line, row.prompt, row.rejected, False, row.tools),
     ]

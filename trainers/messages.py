@@ -1,19 +1,31 @@
 """Messages of a conversation as users write them, checked and brought into one form."""
 
-from difflib import get_close_matches
 from typing import Any
 
-Message = dict[str, Any]  # role and content, and weight where it was given
+from trainers.json_values import check_unicode, load_json, nearest, type_name
+from trainers.tool_calls import check_calls, pair_results
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# role and content; where given, an assistant's weight and tool_calls; of a tool also tool_call_id and name
+Message = dict[str, Any]
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
 }
-_MESSAGE_KEYS = ("role", "content", "weight", "name")
+_MESSAGE_KEYS = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
 
 
 def check_conversation(messages: Any, where: str = "messages") -> list[Message]:
@@ -30,18 +42,22 @@ def check_conversation(messages: Any, where: str = "messages") -> list[Message]:
 
 
 def check_prompt(messages: Any, where: str = "messages") -> list[Message]:
-    """Messages that end with the user, so that an answer may follow. Raises ValueError."""
+    """Messages that end with the user or a tool, so that an answer may follow. Raises ValueError."""
     checked = check_messages(messages, where)
-    if checked[-1]["role"] != "user":
-        raise ValueError(f"{where}: the last message must be the user's, not the {checked[-1]['role']}'s")
+    if checked[-1]["role"] not in ("user", "tool"):
+        raise ValueError(
+            f"{where}: the last message must be the user's or a tool's, not the {checked[-1]['role']}'s"
+        )
     return checked
 
 
 def check_messages(messages: Any, where: str = "messages") -> list[Message]:
-    """Every message with a known role and a text. Raises ValueError that names the place."""
+    """Every message with a known role and a text or calls. Raises ValueError that names the place."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"'{where}' must be a list with at least one message")
-    return [_check_message(message, f"{where}[{i}]") for i, message in enumerate(messages)]
+    checked = [_check_message(message, f"{where}[{i}]") for i, message in enumerate(messages)]
+    pair_results(checked, where)
+    return checked
 
 
 def from_sharegpt(turns: Any, where: str = "conversations") -> list[Any]:
@@ -58,42 +74,64 @@ def _from_turn(turn: Any, where: str) -> Any:
         if key not in turn:
             near = nearest(key, list(turn))
             raise ValueError(f"{where}: {key!r} is missing" + (f"; is it {near!r}?" if near else ""))
-    speaker = turn["from"]
-    if speaker in ("function_call", "observation", "tool", "function"):
-        raise ValueError(f"{where}: {speaker} turns are not supported yet")
+    speaker, value = turn["from"], turn["value"]
     if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         raise ValueError(f"{where}: unknown speaker {speaker!r}; expected {', '.join(_SHAREGPT_ROLES)}")
     weight = {"weight": turn["weight"]} if "weight" in turn else {}
-    return {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"], **weight}
+    if speaker == "function_call":
+        calls = load_json(value, f"{where}: value") if isinstance(value, str) else value
+        return {"role": "assistant", "tool_calls": calls if isinstance(calls, list) else [calls], **weight}
+    return {"role": _SHAREGPT_ROLES[speaker], "content": value, **weight}
 
 
 def _check_message(message: Any, where: str) -> Message:
+    role = _check_keys(message, where)
+    calls = message.get("tool_calls")
+    content = message.get("content")
+    # With calls an assistant need not say anything.
+    checked: Message = {
+        "role": ROLES[role],
+        "content": "" if calls and content is None else _join_parts(content, where),
+    }
+    if calls is not None and role != "assistant":
+        raise ValueError(f"{where}: only assistant messages have tool_calls")
+    if calls:
+        checked["tool_calls"] = check_calls(calls, f"{where}.tool_calls")
+    elif role == "assistant" and not checked["content"].strip():
+        raise ValueError(f"{where}: the assistant's content is empty")
+    if message.get("weight") is not None:
+        checked["weight"] = _check_weight(message["weight"], role=role, where=where)
+    call_id = message.get("tool_call_id")
+    if call_id is None:
+        return checked
+    if role != "tool":
+        raise ValueError(f"{where}: only tool messages have a tool_call_id")
+    if not isinstance(call_id, str):
+        raise ValueError(f"{where}: tool_call_id must be a text, not {type_name(call_id)}")
+    return {**checked, "tool_call_id": call_id}
+
+
+def _check_keys(message: Any, where: str) -> str:
+    """The role of a message that has the keys it needs, under their names."""
     if not isinstance(message, dict):
         raise ValueError(f"{where} must be an object, not {type_name(message)}")
     for key in message:
-        if key in ("tool_calls", "function_call", "tool_call_id"):
-            raise ValueError(f"{where}: {key} is not supported yet")
+        if key == "function_call" and message[key] is not None:
+            raise ValueError(f"{where}: function_call is not supported; write tool_calls")
         near = None if key in _MESSAGE_KEYS else nearest(key, [k for k in _MESSAGE_KEYS if k not in message])
         if near:
             raise ValueError(f"{where}: unknown key {key!r}; did you mean {near!r}?")
     if "from" in message and "role" not in message:
         raise ValueError(f"{where}: unknown key 'from'; did you mean 'role' (and 'content' for 'value')?")
     for key in ("role", "content"):
-        if key not in message:
+        if key not in message and not (key == "content" and message.get("tool_calls")):
             raise ValueError(f"{where}: {key!r} is missing")
     role = message["role"]
-    if role in ("tool", "function"):
-        raise ValueError(f"{where}: {role} messages are not supported yet")
     if not isinstance(role, str) or role not in ROLES:
         near = nearest(role, list(ROLES)) if isinstance(role, str) else None
         hint = f"; did you mean {near!r}?" if near else f"; expected {', '.join(ROLES)}"
         raise ValueError(f"{where}: unknown role {role!r}{hint}")
-    checked: Message = {"role": ROLES[role], "content": _join_parts(message["content"], where)}
-    if role == "assistant" and not checked["content"].strip():
-        raise ValueError(f"{where}: the assistant's content is empty")
-    if message.get("weight") is not None:
-        checked["weight"] = _check_weight(message["weight"], role=role, where=where)
-    return checked
+    return role
 
 
 def _join_parts(content: Any, where: str) -> str:
@@ -117,24 +155,3 @@ def _check_weight(weight: Any, *, role: str, where: str) -> int:
     if isinstance(weight, bool) or weight not in (0, 1):
         raise ValueError(f"{where}: weight must be 0 or 1, not {weight!r}")
     return int(weight)
-
-
-def check_unicode(text: str, where: str) -> str:
-    """`text`, which a tokenizer can take. Raises ValueError."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair; no tokenizer takes it
-        raise ValueError(f"{where}: the text holds half of a surrogate pair") from None
-    return text
-
-
-def nearest(key: str, known: list[str]) -> str | None:
-    """The known key that this one is a slip of: other case, a plural, a letter or two wrong."""
-    near = get_close_matches(key.lower(), known, n=1, cutoff=0.8)
-    return near[0] if near else None
-
-
-def type_name(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -22,7 +22,7 @@ class PairEncoder:
     def encode(self, rows: list[Pair]) -> Iterator[Example]:
         """One example a pair, in order. Raises DataError, naming the line."""
         texts = [
-            Row(pair.line, with_answer(pair.prompt, answer))
+            Row(pair.line, with_answer(pair.prompt, answer), pair.tools)
             for pair in rows
             for answer in (pair.chosen, pair.rejected)
         ]
@@ -52,10 +52,10 @@ class PairEncoder:
         )
 
 
-def with_answer(prompt: list[Message], answer: str) -> list[Message]:
+def with_answer(prompt: list[Message], answer: Message) -> list[Message]:
     """The conversation with the answer at its end, which alone is looked for."""
     earlier = [message | ({"weight": 0} if message["role"] == "assistant" else {}) for message in prompt]
-    return [*earlier, {"role": "assistant", "content": answer}]
+    return [*earlier, answer | {"weight": 1}]
 
 
 def split_answer(example: Example) -> tuple[list[int], list[int]]:

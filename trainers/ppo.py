@@ -36,7 +36,7 @@ from trainers.ppo_losses import (
 from trainers.ppo_report import PpoReport, describe, wants_checkpointing
 from trainers.ppo_reward import load_scorer
 from trainers.ppo_roles import Policy, Predicted
-from trainers.prompts import check_room, read_messages
+from trainers.prompts import check_room, read_prompt
 from trainers.ranks import any_rank, rank, sum_ranks, world_size
 from trainers.specs.methods import ResolvedPpo
 
@@ -197,7 +197,7 @@ class PpoTrainer:
         if step == 0 or due:
             self._report.step(numbers)
         if step == 0 or state.global_step % settings.save_steps == 0:
-            self._report.answers(rollout.texts, rollout.scores, mine["message_bytes"], learner.tokenizer)
+            self._report.answers(rollout.texts, rollout.scores, mine["prompt_bytes"], learner.tokenizer)
 
     # Answering
 
@@ -207,7 +207,7 @@ class PpoTrainer:
         policy, size = self._learner.policy, self._settings.micro_batch_size
         mini_size = self._settings.mini_batch_size or len(rows)
         keeps_graph = len(rows) <= min(size, mini_size) and not self._checkpointing
-        messages = [read_messages(row) for row in rows["message_bytes"]]
+        prompts = [read_prompt(row) for row in rows["prompt_bytes"]]
         texts = policy.sample(
             list(rows["prompt_ids"]), max_new_tokens=self._settings.output_max_length, seeds=seeds
         )
@@ -216,7 +216,7 @@ class PpoTrainer:
             self._heed_stop()
             part = texts.take(slice(start, start + size))
             reference = policy.predict_reference(part)
-            scores = self._scorer.score(part, messages[start : start + size])
+            scores = self._scorer.score(part, prompts[start : start + size])
             # Last: no other role may come between it and its backward pass.
             with torch.set_grad_enabled(keeps_graph):
                 said = policy.predict(part)
@@ -376,7 +376,7 @@ class PpoTrainer:
                 max_new_tokens=self._settings.output_max_length,
                 seeds=[hash_seed(attempt.spec.seed, "evaluation", place) for place in places],
             )
-            scores = self._scorer.score(texts, [read_messages(row) for row in part["message_bytes"]])
+            scores = self._scorer.score(texts, [read_prompt(row) for row in part["prompt_bytes"]])
             totals += torch.tensor([float(scores.sum()), len(scores)], dtype=torch.float64)
         score, count = sum_ranks(totals).tolist()
         self._report.evaluation(score / count)

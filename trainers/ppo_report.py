@@ -52,7 +52,7 @@ class PpoReport:
         logs = self._state.log_history
         return any(log["step"] == self._state.global_step and "valid_reward" in log for log in logs)
 
-    def answers(self, texts: Texts, scores: Tensor, message_bytes: Any, tokenizer: Any) -> None:
+    def answers(self, texts: Texts, scores: Tensor, prompt_bytes: Any, tokenizer: Any) -> None:
         """Some of this rank's answers."""
         answers = [
             tokenizer.decode(tokens[mask], skip_special_tokens=True)
@@ -60,7 +60,7 @@ class PpoReport:
         ]
         show_answers(
             self._attempt.events,
-            message_bytes,
+            prompt_bytes,
             answers,
             rewards=scores.tolist(),
             ended=texts.ended.tolist(),

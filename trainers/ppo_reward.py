@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainers.data import load_tokenizer
 from trainers.draws import Texts
-from trainers.messages import Message
 from trainers.ppo_roles import POLICY, Policy, number_positions
+from trainers.row_formats import Prompt
 from trainers.scorers import Scorer, ScorerBeside, require_head
 from trainers.specs import RunSpec, SpecError
 
@@ -58,7 +58,7 @@ class ScorerOnBase:
         policy.model.set_adapter(POLICY)
 
     @torch.no_grad()
-    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:  # noqa: ARG002 - the same template
+    def score(self, texts: Texts, prompts: list[Prompt]) -> Tensor:  # noqa: ARG002 - the same template
         """[rows] scores, read where training read them: at the last token that is not the model's padding."""
         policy = self._policy
         policy.model.set_adapter(REWARD, inference_mode=True)

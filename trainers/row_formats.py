@@ -5,16 +5,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from trainers.messages import (
-    Message,
-    check_conversation,
-    check_messages,
-    check_prompt,
-    check_unicode,
-    from_sharegpt,
-    nearest,
-    type_name,
-)
+from trainers.json_values import check_unicode, nearest, type_name
+from trainers.messages import Message, check_conversation, check_messages, check_prompt, from_sharegpt
+from trainers.tool_calls import Tool, check_tools
 
 # What a row is to a method: something said, two answers of which one was preferred, one answer found good or
 # bad, plain text, a question.
@@ -27,28 +20,31 @@ class Row:
 
     line: int
     messages: list[Message]
+    tools: list[Tool] = field(default_factory=list)  # that the assistant may call
     # As it was written, for graders.
     item: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt, of which the first was preferred."""
+    """Two answers, each an assistant's message, to one prompt, of which the first was preferred."""
 
     line: int
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    chosen: Message
+    rejected: Message
+    tools: list[Tool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer to a prompt, and whether it is a good one."""
+    """An answer to a prompt, an assistant's message, and whether it is a good one."""
 
     line: int
     prompt: list[Message]
-    completion: str
+    completion: Message
     label: bool
+    tools: list[Tool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with the user: the answer is the model's own."""
+    """A conversation that ends with the user or a tool: the answer is the model's own."""
 
     line: int
     messages: list[Message]
+    tools: list[Tool] = field(default_factory=list)
     item: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -92,8 +89,8 @@ class Format:
 
 # Keys that change what a row means: passing over them would train on something else than the user wrote.
 UNSUPPORTED = {
-    "tools": "tools are not supported yet",
-    "functions": "functions are not supported yet",
+    "tools": "tools are not supported here; write the conversation as messages",
+    "functions": "functions are not supported; write tools",
     "history": "history is not supported here; write the conversation as messages",
     "system": "a system text is not supported here; write the conversation as messages",
 }
@@ -150,14 +147,20 @@ def _text(row: dict[str, Any], key: str, *, optional: bool = False) -> str:
     return check_unicode(value, key)
 
 
+def _tools(row: dict[str, Any], where: str = "tools") -> list[Tool]:
+    parallel = row.get("parallel_tool_calls")  # a setting of OpenAI's API, without a bearing on training
+    if not isinstance(parallel, bool | None):
+        raise ValueError(f"'parallel_tool_calls' must be true or false, not {type_name(parallel)}")
+    return check_tools(row.get("tools"), where)
+
+
 def _messages(row: dict[str, Any], line: int) -> Row:
-    return Row(line, check_conversation(row["messages"]))
+    return Row(line, check_conversation(row["messages"]), _tools(row))
 
 
 def _sharegpt(row: dict[str, Any], line: int) -> Row:
-    return Row(
-        line, check_conversation(_with_system(row, from_sharegpt(row["conversations"])), "conversations")
-    )
+    messages = check_conversation(_with_system(row, from_sharegpt(row["conversations"])), "conversations")
+    return Row(line, messages, _tools(row))
 
 
 def _alpaca(row: dict[str, Any], line: int) -> Row:
@@ -207,17 +210,16 @@ def _chosen_rejected(row: dict[str, Any], line: int) -> Pair:
         prompt = check_prompt(
             _with_system(row, [{"role": "user", "content": _text(row, "prompt")}]), "prompt"
         )
-    return Pair(line, prompt, *_answers(row, "chosen", "rejected"))
+    return Pair(line, prompt, *_answers(row, "chosen", "rejected"), _tools(row))
 
 
 def _openai_preference(row: dict[str, Any], line: int) -> Pair:
     given = row["input"]
     if not isinstance(given, dict) or "messages" not in given:
         raise ValueError("'input' must be an object with 'messages'")
-    if given.get("tools"):
-        raise ValueError(f"input: {UNSUPPORTED['tools']}")
     prompt = check_prompt(given["messages"], "input.messages")
-    return Pair(line, prompt, *_answers(row, "preferred_output", "non_preferred_output"))
+    answers = _answers(row, "preferred_output", "non_preferred_output")
+    return Pair(line, prompt, *answers, _tools(given, "input.tools"))
 
 
 def _labelled(row: dict[str, Any], line: int) -> Labelled:
@@ -228,28 +230,28 @@ def _labelled(row: dict[str, Any], line: int) -> Labelled:
         prompt = check_prompt(row["prompt"], "prompt")
     else:
         prompt = check_prompt([{"role": "user", "content": _text(row, "prompt")}], "prompt")
-    return Labelled(line, prompt, _answer(row, "completion"), row["label"])
+    return Labelled(line, prompt, _answer(row, "completion"), row["label"], _tools(row))
 
 
 def _is_unlabelled(row: dict[str, Any]) -> bool:
     return "completion" not in row or not isinstance(row.get("label"), bool)
 
 
-def _answers(row: dict[str, Any], chosen: str, rejected: str) -> tuple[str, str]:
-    texts = _answer(row, chosen), _answer(row, rejected)
-    if texts[0] == texts[1]:
+def _answers(row: dict[str, Any], chosen: str, rejected: str) -> tuple[Message, Message]:
+    answers = _answer(row, chosen), _answer(row, rejected)
+    if answers[0] == answers[1]:
         raise ValueError(f"{chosen!r} and {rejected!r} are the same: there is nothing to prefer")
-    return texts
+    return answers
 
 
-def _answer(row: dict[str, Any], key: str) -> str:
+def _answer(row: dict[str, Any], key: str) -> Message:
     value = row[key]
     if not isinstance(value, list):
-        return _text(row, key)
+        return {"role": "assistant", "content": _text(row, key)}
     messages = check_messages(value, key)
     if [message["role"] for message in messages] != ["assistant"]:
         raise ValueError(f"{key!r} must be one assistant message")
-    return str(messages[0]["content"])
+    return messages[0]
 
 
 def _question(row: dict[str, Any], line: int) -> Prompt:
@@ -260,27 +262,28 @@ def _question(row: dict[str, Any], line: int) -> Prompt:
 def _prompt(row: dict[str, Any], line: int) -> Prompt:
     """A text, or the messages of a conversation that waits for its answer."""
     if isinstance(row["prompt"], list):
-        return Prompt(line, check_prompt(_with_system(row, row["prompt"]), "prompt"))
+        return Prompt(line, check_prompt(_with_system(row, row["prompt"]), "prompt"), _tools(row))
     user = {"role": "user", "content": _text(row, "prompt")}
-    return Prompt(line, check_prompt(_with_system(row, [user]), "prompt"))
+    return Prompt(line, check_prompt(_with_system(row, [user]), "prompt"), _tools(row))
 
 
 def _prompt_messages(row: dict[str, Any], line: int) -> Prompt:
     messages = check_messages(row["messages"])
     answered = messages[-1]["role"] == "assistant"  # rows of both sorts may share a file
-    return Prompt(line, check_prompt(messages[:-1] if answered else messages))
+    return Prompt(line, check_prompt(messages[:-1] if answered else messages), _tools(row))
 
 
-def _ends_with_user(row: dict[str, Any]) -> bool:
+def _awaits_answer(row: dict[str, Any]) -> bool:
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    return isinstance(last, dict) and last.get("role") == "user"
+    return isinstance(last, dict) and last.get("role") in ("user", "tool")
 
 
 def _document(row: dict[str, Any], line: int) -> Document:
     return Document(line, _text(row, "text"))
 
 
+_TOOLS = ("tools", "parallel_tool_calls")
 # In the order in which they are tried: the keys of a later one may appear in an earlier one.
 FORMATS: dict[str, Format] = {
     "openai_preference": Format(
@@ -303,7 +306,7 @@ FORMATS: dict[str, Format] = {
         "preference",
         '{"prompt", "chosen", "rejected"}',
         ("chosen", "rejected"),
-        ("prompt", "conversations", "system", "system_prompt"),
+        ("prompt", "conversations", "system", "system_prompt", *_TOOLS),
         _chosen_rejected,
     ),
     # A label of another type is some column that conversations carry along.
@@ -311,21 +314,21 @@ FORMATS: dict[str, Format] = {
         "labelled",
         '{"prompt", "completion", "label": true or false}',
         ("completion", "label"),
-        ("prompt", "messages"),
+        ("prompt", "messages", *_TOOLS),
         _labelled,
         unless=_is_unlabelled,
     ),
     "messages": Format(
-        "conversation", '{"messages": [...]}', ("messages",), (), _messages, unless=_ends_with_user
+        "conversation", '{"messages": [...]}', ("messages",), _TOOLS, _messages, unless=_awaits_answer
     ),
     "prompt_messages": Format(
-        "prompt", '{"messages": [..., a question]}', ("messages",), (), _prompt_messages
+        "prompt", '{"messages": [..., a question]}', ("messages",), _TOOLS, _prompt_messages
     ),
     "sharegpt": Format(
         "conversation",
         '{"conversations": [...]}',
         ("conversations",),
-        ("system", "system_prompt"),
+        ("system", "system_prompt", *_TOOLS),
         _sharegpt,
     ),
     "alpaca": Format(
@@ -344,7 +347,7 @@ FORMATS: dict[str, Format] = {
         telling=("completion",),
     ),
     "question": Format("prompt", '{"question"}', ("question",), ("system", "system_prompt"), _question),
-    "prompt": Format("prompt", '{"prompt"}', ("prompt",), ("system", "system_prompt"), _prompt),
+    "prompt": Format("prompt", '{"prompt"}', ("prompt",), ("system", "system_prompt", *_TOOLS), _prompt),
     "text": Format("document", '{"text"}', ("text",), (), _document),
 }
 PLAIN_TEXT = "plain_text"  # not JSON at all: a line is a document

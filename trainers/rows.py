@@ -1,11 +1,11 @@
 """Training files, read line by line in bounded memory: JSON rows in any known format, or plain text."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from trainers.json_values import load_json
 from trainers.row_formats import (
     FORMATS,
     PLAIN_TEXT,
@@ -109,13 +109,8 @@ def _decode_line(data: bytes | None, *, first: bool) -> str:
 
 
 def _parse_line(text: str, *, first: bool) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; JSONL has one whole object a line" if first and text.lstrip()[:1] in ("[", "{") else ""
-        raise ValueError(f"the line is not JSON: {error.msg} at character {error.pos + 1}{hint}") from None
-    except (RecursionError, ValueError):
-        raise ValueError("the line is not JSON that can be read: too deep, or a number too long") from None
+    hint = "; JSONL has one whole object a line" if first and text.lstrip()[:1] in ("[", "{") else ""
+    row = load_json(text, "the line", hint=hint)
     if isinstance(row, list):
         raise ValueError("the line is a JSON array; JSONL has one object a line")
     if not isinstance(row, dict):

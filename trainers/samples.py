@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainers.events import Events
-from trainers.prompts import read_messages
+from trainers.prompts import read_prompt
 
 _SHOWN = 2  # answers at a time
 _SHOWN_CHARS = 2000
@@ -13,7 +13,7 @@ _SHOWN_CHARS = 2000
 
 def show_answers(
     events: Events,
-    message_bytes: Sequence[Any],
+    prompt_bytes: Sequence[Any],
     answers: Sequence[str],
     *,
     rewards: Sequence[float],
@@ -21,12 +21,12 @@ def show_answers(
     step: int,
 ) -> None:
     """Tells the first of some answers of a step, each with the question that it answers."""
-    shown = list(zip(message_bytes, answers, rewards, ended, strict=True))[:_SHOWN]
-    for message, answer, reward, whole in shown:
+    shown = list(zip(prompt_bytes, answers, rewards, ended, strict=True))[:_SHOWN]
+    for prompt, answer, reward, whole in shown:
         events.message(
             f"Step {step}: an answer of reward {reward:.3f}",
             code="sample",
-            prompt=str(read_messages(message)[-1]["content"])[:_SHOWN_CHARS],
+            prompt=str(read_prompt(prompt).messages[-1]["content"])[:_SHOWN_CHARS],
             completion=answer[:_SHOWN_CHARS],
             reward=reward,
             ended=whole,

@@ -10,7 +10,9 @@ from torch import Tensor
 from trainers.adapters import TRAINED_HEAD_KEY, find_stop_ids, load_model
 from trainers.data import load_tokenizer
 from trainers.draws import Texts
-from trainers.messages import Message
+from trainers.exits import DataError
+from trainers.rendering import check_tools_are_written, render
+from trainers.row_formats import Prompt
 from trainers.specs import RunSpec, SpecError
 
 
@@ -19,8 +21,8 @@ class Scorer(Protocol):
 
     where: str  # the reward model is
 
-    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:
-        """[rows] scores of the responses to `messages`, the prompts as they were written."""
+    def score(self, texts: Texts, prompts: list[Prompt]) -> Tensor:
+        """[rows] scores of the responses to `prompts`, as they were written."""
         ...
 
 
@@ -37,22 +39,20 @@ class ScorerBeside:
         self._stop_ids = find_stop_ids(self._tokenizer, self._model.config.eos_token_id)
         self._pad_id = int(self._model.config.pad_token_id)
 
-    def score(self, texts: Texts, messages: list[list[Message]]) -> Tensor:
+    def score(self, texts: Texts, prompts: list[Prompt]) -> Tensor:
         """[rows] scores, each read at the last token of its text."""
         answers = [
             self._policy_tokenizer.decode(tokens[mask], skip_special_tokens=True)
             for tokens, mask in zip(texts.responses, texts.mask, strict=True)
         ]
-        return self.score_answers(messages, answers, ended=texts.ended.tolist())
+        return self.score_answers(prompts, answers, ended=texts.ended.tolist())
 
     @torch.no_grad()
-    def score_answers(
-        self, messages: list[list[Message]], answers: list[str], *, ended: list[bool]
-    ) -> Tensor:
-        """[rows] scores of answers to `messages`; ended: whether each came to its end by itself."""
+    def score_answers(self, prompts: list[Prompt], answers: list[str], *, ended: list[bool]) -> Tensor:
+        """[rows] scores of answers to `prompts`; ended: whether each came to its end by itself."""
         rows = [
             self._encode(prompt, answer, ended=whole)
-            for prompt, answer, whole in zip(messages, answers, ended, strict=True)
+            for prompt, answer, whole in zip(prompts, answers, ended, strict=True)
         ]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in rows])
@@ -61,11 +61,16 @@ class ScorerBeside:
         logits = self._model(input_ids=ids.to(device), attention_mask=attention.to(device)).logits
         return logits.float().squeeze(-1)
 
-    def _encode(self, prompt: list[Message], response: str, *, ended: bool) -> list[int]:
+    def _encode(self, prompt: Prompt, response: str, *, ended: bool) -> list[int]:
         """Token ids up to the end of the answer's turn; a turn that was cut short is not closed."""
-        text = self._tokenizer.apply_chat_template(
-            [*prompt, {"role": "assistant", "content": response}], tokenize=False
-        )
+        try:
+            check_tools_are_written(self._tokenizer, prompt.messages, prompt.tools)
+        except DataError as error:
+            raise DataError(
+                f"line {prompt.line}: the reward model has a template of its own: {error}"
+            ) from error
+        answered = [*prompt.messages, {"role": "assistant", "content": response}]
+        text = render(self._tokenizer, answered, prompt.tools)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         end = next((i for i in reversed(range(len(ids))) if ids[i] in self._stop_ids), len(ids))
         return ids[: end + ended]

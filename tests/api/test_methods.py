@@ -1,10 +1,11 @@
 """GET /v1/methods: what can be asked for, generated from what is accepted."""
 
 import json
+from typing import Any
 
 import pytest
 
-from api.methods import EXAMPLES
+from api.methods import EXAMPLES, WITH_TOOLS
 from tests.api.cli_peer import run, serve
 from trainers.row_formats import FORMATS, PLAIN_TEXT, detect_format, kind_of, read_row
 from trainers.specs import METHODS, parse_method
@@ -87,7 +88,16 @@ def test_the_example_rows_are_read_as_what_they_are_said_to_be(methods):
             if name != PLAIN_TEXT:
                 assert detect_format(row) == name
                 read_row(row, name, line=1)
+    assert WITH_TOOLS.keys() == {"openai_preference"} | {
+        name for name, known in FORMATS.items() if "tools" in known.optional
+    }
+    for name, row in WITH_TOOLS.items():
+        assert detect_format(row) == name
+        read: Any = read_row(row, name, line=1)
+        assert [tool["function"]["name"] for tool in read.tools] == ["find_slot"]
     for method in methods.values():
+        for shown in method["row_formats"]:
+            assert shown["example_with_tools"] == WITH_TOOLS.get(shown["name"])
         kinds = [kind_of(shown["name"]) for shown in method["row_formats"]]
         assert kinds[0] == method["learns_from"]
         assert set(kinds) == {kind for kind in EXAMPLES if METHODS[method["name"]].takes(kind)}

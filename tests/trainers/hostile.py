@@ -41,6 +41,10 @@ TEMPLATES = {
     "drops the message": "forgets the message",
     "nested too deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "second turn": "{{ messages[0]['content'] }}{% if messages|length > 1 %}" + HANG + "{% endif %}",
+    "only with tools": "{{ messages[0]['content'] }}{% if tools %}" + HANG + "{% endif %}",
+    "only at a call": "{% for m in messages %}{{ m['content'] }}{% if m['tool_calls'] %}"
+    + HANG
+    + "{% endif %}{% endfor %}",
 }
 
 

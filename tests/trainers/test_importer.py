@@ -242,6 +242,9 @@ def test_a_file_named_gguf_that_is_none_is_refused(import_source, tmp_path):
         "{% for m in messages %}{% generation %}{{ m | tojson(indent=2) }}{% endgeneration %}{% endfor %}",
         "{{ strftime_now('%Y') }}{% for m in messages %}{% if not loop.first %}{% break %}{% endif %}"
         "{{ m.content }}{% endfor %}",
+        # Knows calls only as texts; rows with tools are refused when they are rendered.
+        "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls %}"
+        "{{ '' + call.function.arguments }}{% endfor %}{% endfor %}",
     ],
 )
 def test_honest_templates_pass(template):

@@ -73,7 +73,7 @@ def test_good_answers_gain_and_bad_ones_lose(
 
 def test_a_label_makes_an_answer_good_or_bad() -> None:
     question = [{"role": "user", "content": "Q"}]
-    good = Labelled(1, question, "A", label=True)
+    good = Labelled(1, question, {"role": "assistant", "content": "A"}, label=True)
     for asked in ({"prompt": "Q"}, {"prompt": question}, {"messages": question}):
         row = {**asked, "completion": "A", "label": True}
         assert read_row(row, detect_format(row), line=1) == good

@@ -22,7 +22,14 @@ from trainers.run_tokenizer import read_template
 FAMILIES = {
     "alpaca": ([], "<s>", "</s>"),
     "vicuna": ([], "<s>", "</s>"),
-    "mistral": (["[INST]", "[/INST]"], "<s>", "</s>"),
+    "mistral": (
+        [
+            *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+            *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        ],
+        "<s>",
+        "</s>",
+    ),
     "chatml": (["<|im_start|>", "<|im_end|>"], None, "<|endoftext|>"),
     "qwen": (["<|im_start|>", "<|im_end|>"], None, "<|endoftext|>"),
     "llama3": (
@@ -89,9 +96,9 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def encode(tokenizer, folder: Path, messages: list[dict], *, max_length: int = 4096):
+def encode(tokenizer, folder: Path, messages: list[dict], *, max_length: int = 4096, tools: tuple = ()):
     encoder = ConversationEncoder(tokenizer, stop_ids=find_stop_ids(tokenizer, folder), max_length=max_length)
-    return next(encoder.encode([Row(1, messages)]))
+    return next(encoder.encode([Row(1, messages, list(tools))]))
 
 
 def trained_turns(tokenizer, example) -> list[str]:

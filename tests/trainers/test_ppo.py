@@ -23,6 +23,7 @@ from tests.trainers.judged import (
 )
 from trainers import recipe
 from trainers.draws import Texts, mask_responses
+from trainers.exits import DataError
 from trainers.ppo import choose_rows
 from trainers.ppo_losses import (
     KlController,
@@ -35,6 +36,8 @@ from trainers.ppo_losses import (
 )
 from trainers.ppo_reward import ScorerOnBase, load_scorer
 from trainers.ppo_roles import Policy
+from trainers.row_formats import Prompt
+from trainers.run_tokenizer import read_template
 from trainers.scorers import ScorerBeside
 from trainers.specs import RunSpec
 
@@ -274,8 +277,9 @@ def test_padded_scores_equal_those_one_by_one_in_both_places(tiny_model: Path, r
         reward_run / "merged", tokenizer=tokenizer, device=policy.device, dtype=torch.float32
     )
     merged = AutoModelForSequenceClassification.from_pretrained(reward_run / "merged")
-    together = scorer.score(texts, messages)
-    torch.testing.assert_close(beside.score(texts, messages), together)
+    written = [Prompt(1, one) for one in messages]
+    together = scorer.score(texts, written)
+    torch.testing.assert_close(beside.score(texts, written), together)
     for i in range(3):
         prompt, response = rows_of_tokens(texts, i)
         alone = merged(torch.tensor([prompt + response])).logits[0, 0]
@@ -309,7 +313,7 @@ def test_a_reward_model_on_another_base_reads_the_text_in_a_template_of_its_own(
     attention = torch.cat([torch.ones(2, 2), mask], 1).long()
     texts = Texts(tokens, attention, 2, mask, torch.tensor([True, False]))
     scores = scorer.score(
-        texts, [[{"role": "user", "content": question}] for question in ("Flu?", "A rash?")]
+        texts, [Prompt(1, [{"role": "user", "content": question}]) for question in ("Flu?", "A rash?")]
     )
     judge: Any = AutoModelForSequenceClassification.from_pretrained(folder)
     for score, text in zip(
@@ -322,3 +326,25 @@ def test_a_reward_model_on_another_base_reads_the_text_in_a_template_of_its_own(
     ):
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         torch.testing.assert_close(score, judge(ids).logits[0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_reward_model_beside_the_policy_must_be_able_to_read_the_tools(
+    tiny_model: Path, reward_run: Path, tmp_path: Path
+) -> None:
+    knows = tmp_path / "knows"
+    shutil.copytree(reward_run / "merged", knows)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    (knows / "chat_template.jinja").write_text(read_template("qwen", tokenizer))
+    policy = make_policy(tiny_model)
+    tool = {"type": "function", "function": {"name": "look_up", "description": "d"}}
+    question = [{"role": "user", "content": "Hi"}]
+    texts = policy.sample([tokenizer("Hi")["input_ids"]], max_new_tokens=4, seeds=[1])
+    scores = []
+    for model_dir in (knows, reward_run / "merged"):
+        scorer = ScorerBeside(model_dir, tokenizer=tokenizer, device=policy.device, dtype=torch.float32)
+        scores.append(float(scorer.score(texts, [Prompt(1, question)])))
+        if model_dir == knows:
+            assert float(scorer.score(texts, [Prompt(1, question, [tool])])) != scores[0]
+        else:
+            with pytest.raises(DataError, match=r"line 1: the reward model .* leaves out tools\[0\]"):
+                scorer.score(texts, [Prompt(1, question, [tool])])

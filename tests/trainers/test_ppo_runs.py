@@ -327,12 +327,12 @@ def test_another_reward_model_is_another_run(make_ppo_run) -> None:
 def test_rows_become_prompts(make_ppo_run, tiny_model: Path, row: dict, last: str) -> None:
     from trainers.events import Events
     from trainers.prepare import prepare
-    from trainers.prompts import read_messages
+    from trainers.prompts import read_prompt
 
     run_dir = make_ppo_run(rows=[row])
     prepared = prepare(run_dir, events=Events(None))
     (found,) = recipe.load_rows(prepared["train"])
-    assert read_messages(found["message_bytes"])[-1] == {"role": "user", "content": last}
+    assert read_prompt(found["prompt_bytes"]).messages[-1] == {"role": "user", "content": last}
     text = AutoTokenizer.from_pretrained(tiny_model).decode(found["prompt_ids"])
     assert text.endswith(f"{last}<|im_end|>\n<|im_start|>assistant\n")
 

@@ -85,7 +85,9 @@ def test_conversations(write_jsonl, row, name, messages) -> None:
 )
 def test_preferences(write_jsonl, row, name, prompt) -> None:
     got, rows = read(write_jsonl, row)
-    assert got == Pair(1, prompt, "A", "B")
+    assert got == Pair(
+        1, prompt, {"role": "assistant", "content": "A"}, {"role": "assistant", "content": "B"}
+    )
     assert (rows.format, rows.kind) == (name, "preference")
 
 
@@ -115,9 +117,7 @@ def test_documents(write_jsonl) -> None:
         ({"conversations": TURNS[:1]}, "no assistant message"),
         ({"conversations": [{"from": "human"}]}, "conversations[0]: 'value' is missing"),
         ({"conversations": [{"from": "human", "valu": "Q"}]}, "is it 'valu'?"),
-        ({"conversations": [{"from": "tool", "value": "x"}]}, "not supported yet"),
         ({"conversations": [{"from": "me", "value": "x"}]}, "unknown speaker 'me'"),
-        ({"conversations": TURNS, "tools": "[{}]"}, "tools are not supported yet"),
         ({"text": ""}, "'text' is empty"),
         ({"texts": "x"}, "did you mean 'text'?"),
     ],
