@@ -229,12 +229,25 @@ def test_a_template_that_would_leave_something_out_is_refused(
 
 
 def test_a_template_for_tools_beside_the_usual_one_is_used(tokenizer_with) -> None:
-    folder = tokenizer_with(OWN.replace("{% if tools %}", "{% if false %}"))
+    folder = tokenizer_with(MARKED.replace("{% if tools %}", "{% if false %}"))
     tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = {"default": str(tokenizer.chat_template), "tool_use": MARKED}  # pyright: ignore
+    tokenizer.chat_template = {"default": str(tokenizer.chat_template), "tool_use": OWN}  # pyright: ignore
     example = encode(tokenizer, folder, TOOL_TALK, tools=TOOLS)
     assert trained_turns(tokenizer, example) == OWN_TRAINED
     assert trained_turns(tokenizer, encode(tokenizer, folder, TALK)) == TRAINED["chatml"]
+
+
+def test_a_call_may_end_with_another_token_than_an_answer(tokenizer_with) -> None:
+    """As Llama's do where the model is to wait for the result."""
+    end = "('<|endoftext|>' if m.tool_calls else '<|im_end|>')"
+    folder = tokenizer_with(OWN.replace("{{ '<|im_end|>\\n' }}", "{{ " + end + " + '\\n' }}"))
+    tokenizer = load_tokenizer(folder)
+    ends = [
+        turn.replace("<|im_end|>", "<|endoftext|>") if "look_up" in turn else turn for turn in OWN_TRAINED
+    ]
+    for talk in (TOOL_TALK, TOOL_TALK[:4]):
+        example = encode(tokenizer, folder, talk, tools=TOOLS)
+        assert trained_turns(tokenizer, example) == ends[: len(talk) // 2]
 
 
 def test_a_preferred_call_is_learnt_after_what_came_before_it(tmp_path: Path) -> None:
