@@ -102,7 +102,7 @@ class ConversationEncoder:
     def _find_spans(self, row: Row, text: str, ids: list[int], offsets: Offsets) -> list[Span]:
         """The tokens of each assistant turn with weight, its calls and its end-of-turn token included."""
         turns = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
-        # Some models have a template of its own for conversations with tools.
+        # Some models have a template of their own for conversations with tools.
         if _GENERATION_TAG.search(self._tokenizer.get_chat_template(tools=to_template(row.tools))):
             spans = self._marked_spans(row, ids)
             if len(spans) != len(turns):
@@ -111,6 +111,12 @@ class ConversationEncoder:
                 )
         else:
             spans = self._rendered_spans(row, turns, text, ids, offsets)
+        for (start, end), i in zip(spans, turns, strict=True):
+            said = text[offsets[start][0] : offsets[end - 1][1]]
+            if any(call["function"]["name"] not in said for call in row.messages[i].get("tool_calls", [])):
+                raise DataError(
+                    "the chat template ends an assistant turn before its calls: they have no loss"
+                )
         return [span for span, i in zip(spans, turns, strict=True) if row.messages[i].get("weight", 1)]
 
     def _marked_spans(self, row: Row, ids: list[int]) -> list[Span]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class PromptEncoder:
             fits = len(ids) <= self._max_length
             yield Example(
                 row.line,
-                {"prompt_ids": ids, "prompt_bytes": list(json.dumps(asdict(prompt)).encode())},
+                {"prompt_ids": ids, "prompt_bytes": list(json.dumps(vars(prompt)).encode())},
                 n_tokens=len(ids),
                 n_trainable=len(ids) if fits else 0,
                 full_length=len(ids),

@@ -10,7 +10,7 @@ from trainers.messages import Message
 from trainers.tool_calls import Tool
 
 # The second: a template that adds text to nothing; the third: arguments nested too deep for it.
-RENDER_ERRORS = (TemplateError, TypeError, RecursionError)
+_RENDER_ERRORS = (TemplateError, TypeError, RecursionError)
 
 
 def render(
@@ -30,7 +30,7 @@ def render(
                 add_generation_prompt=add_generation_prompt,
             )
         )
-    except RENDER_ERRORS as error:
+    except _RENDER_ERRORS as error:
         raise DataError(f"the model's chat template refuses this conversation: {error}") from error
 
 

@@ -228,6 +228,15 @@ def test_a_template_that_would_leave_something_out_is_refused(
     assert "chatml, qwen, llama3 and mistral in chat_template" in str(refused.value)
 
 
+def test_a_template_whose_marks_close_before_the_calls_is_refused(tokenizer_with) -> None:
+    early = MARKED.replace("{{ m.content }}", "{{ m.content }}{% endgeneration %}{{ '<|endoftext|>' }}", 1)
+    early = early.replace("{{ '<|im_end|>' }}{% endgeneration %}", "{{ '<|im_end|>' }}", 1)
+    folder = tokenizer_with(early)
+    talk = [TALK[0], calling("Wait.", "a")]
+    with pytest.raises(DataError, match=r"line 1: .* before its calls"):
+        encode(load_tokenizer(folder), folder, talk, tools=TOOLS)
+
+
 def test_a_template_for_tools_beside_the_usual_one_is_used(tokenizer_with) -> None:
     folder = tokenizer_with(MARKED.replace("{% if tools %}", "{% if false %}"))
     tokenizer = load_tokenizer(folder)
