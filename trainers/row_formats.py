@@ -186,7 +186,12 @@ def _with_system(row: dict[str, Any], messages: list[Any]) -> list[Any]:
 
 
 def _question_pair(row: dict[str, Any], line: int) -> Pair:
-    """MedicalGPT's form: a question with its history of [question, answer] pairs, and two responses."""
+    """MedicalGPT's form: a question, as below, and two responses."""
+    return Pair(line, _asked(row), *_answers(row, "response_chosen", "response_rejected"))
+
+
+def _asked(row: dict[str, Any]) -> list[Message]:
+    """A question after its history of [question, answer] pairs and the row's system text."""
     messages: list[Any] = []
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -196,8 +201,7 @@ def _question_pair(row: dict[str, Any], line: int) -> Pair:
             raise ValueError(f"history[{i}] must be a question and its answer")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     messages.append({"role": "user", "content": _text(row, "question")})
-    prompt = check_prompt(_with_system(row, messages), "history")
-    return Pair(line, prompt, *_answers(row, "response_chosen", "response_rejected"))
+    return check_prompt(_with_system(row, messages), "history")
 
 
 def _chosen_rejected(row: dict[str, Any], line: int) -> Pair:
@@ -255,8 +259,7 @@ def _answer(row: dict[str, Any], key: str) -> Message:
 
 
 def _question(row: dict[str, Any], line: int) -> Prompt:
-    user = {"role": "user", "content": _text(row, "question")}
-    return Prompt(line, check_prompt(_with_system(row, [user]), "question"))
+    return Prompt(line, _asked(row))
 
 
 def _prompt(row: dict[str, Any], line: int) -> Prompt:
@@ -346,7 +349,9 @@ FORMATS: dict[str, Format] = {
         _prompt_completion,
         telling=("completion",),
     ),
-    "question": Format("prompt", '{"question"}', ("question",), ("system", "system_prompt"), _question),
+    "question": Format(
+        "prompt", '{"question"}', ("question",), ("system", "system_prompt", "history"), _question
+    ),
     "prompt": Format("prompt", '{"prompt"}', ("prompt",), ("system", "system_prompt", *_TOOLS), _prompt),
     "text": Format("document", '{"text"}', ("text",), (), _document),
 }

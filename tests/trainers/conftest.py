@@ -44,6 +44,7 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
         rows: list | None = None,
         valid_rows: list | None = None,
         n_valid: int = 6,
+        train_format: str | None = None,
         nproc: int = 1,
         resume_roots: tuple[Path, ...] = (),
         model_dir: Path = tiny_model,
@@ -53,9 +54,11 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
         run_dir.mkdir(parents=True)
         rows = chat_rows(22) if rows is None else rows
         train, valid = run_dir / "train", run_dir / "valid"
-        train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
         valid_rows = chat_rows(40 + n_valid)[40:] if valid_rows is None else valid_rows
-        valid.write_text("".join(json.dumps(row) + "\n" for row in valid_rows))
+        valid.write_text(
+            "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in valid_rows)
+        )
         wanted = {"batch_size": 4, "n_epochs": 2, "dtype": "float32", "save_steps": 4, "eval_steps": 4}
         asked = parse_method(write_method(method, wanted | hyperparameters), None)
         spec = RunSpec(
@@ -68,6 +71,8 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
             model_dir=model_dir,
             model_id="tiny",
             train_file=train,
+            train_format=train_format,
+            validation_format=train_format,
             validation_file=valid if n_valid else None,
             cache_dir=cache_dir,
             resume_roots=list(resume_roots),

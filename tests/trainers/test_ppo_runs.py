@@ -317,6 +317,7 @@ def test_another_reward_model_is_another_run(make_ppo_run) -> None:
     [
         ({"question": "Is it flu?"}, "Is it flu?"),
         ({"question": "Is it flu?", "system_prompt": "Be brief."}, "Is it flu?"),
+        ({"question": "Is it flu?", "system": "", "history": [["Hi", "Hello."]]}, "Is it flu?"),
         ({"prompt": "Is it flu?"}, "Is it flu?"),
         ({"prompt": [{"role": "user", "content": "Is it flu?"}]}, "Is it flu?"),
         ({"messages": [{"role": "user", "content": "Is it flu?"}]}, "Is it flu?"),
@@ -334,6 +335,8 @@ def test_rows_become_prompts(make_ppo_run, tiny_model: Path, row: dict, last: st
     (found,) = recipe.load_rows(prepared["train"])
     assert read_prompt(found["prompt_bytes"]).messages[-1] == {"role": "user", "content": last}
     text = AutoTokenizer.from_pretrained(tiny_model).decode(found["prompt_ids"])
+    for turn in row.get("history", []):
+        assert all(said in text for said in turn)
     assert text.endswith(f"{last}<|im_end|>\n<|im_start|>assistant\n")
 
 
