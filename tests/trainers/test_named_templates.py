@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import chat_rows
@@ -38,6 +38,8 @@ FAMILIES = {
         "<|end_of_text|>",
     ),
 }
+# How the later families take a text apart: line ends in a row are one piece, whatever follows them.
+BY_LINES = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 SYSTEM = {"role": "system", "content": "Be brief."}
 TALK = [
     {"role": "user", "content": "Hi, what is fever?"},
@@ -79,12 +81,22 @@ def tokenizer_of(family: str, folder: Path) -> PreTrainedTokenizerFast:
     tokens, bos, eos = FAMILIES[family]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family in ("chatml", "qwen", "llama3"):
+        pieces = pre_tokenizers.Split(BY_LINES, "isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        raw.pre_tokenizer = pre_tokenizers.Sequence([pieces, bytes_])  # pyright: ignore[reportAttributeAccessIssue]
     raw.decoder = decoders.ByteLevel()
     special = [token for token in (bos, eos, *tokens) if token]
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    raw.train_from_iterator([json.dumps(row) for row in chat_rows(64)], trainer)
+    # Like those of real models, it has tokens of several spaces and line ends.
+    spaces = ["\n\n\n.    ." * 50]
+    raw.train_from_iterator([*spaces, *(json.dumps(row) for row in chat_rows(64))], trainer)
+    if bos:  # which is written before any text, unless one asks for it not to be
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, raw.token_to_id(bos))]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos)
     tokenizer.chat_template = read_template(family, tokenizer)
     tokenizer.save_pretrained(folder)
