@@ -46,7 +46,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     trainer = LabelTrainer(
         model=model,
         args=arguments,
-        data_collator=Mismatching(pad_token_id=pad_token_id),
+        data_collator=Mismatching(pad_token_id=pad_token_id, rows=train_rows),
         train_dataset=train_rows,
         eval_dataset=valid_rows,
         processing_class=tokenizer,
@@ -71,16 +71,33 @@ def check_labels(rows: Dataset) -> None:
 
 
 class Mismatching(DataCollatorForUnpairedPreference):
-    """Adds to each row of a pass the answer of the row before it, on which the KL term is measured."""
+    """Adds to each row of a pass the answer of the row before it, on which the KL term is measured.
+
+    A row alone in its pass, as the last of an epoch may be, gets an answer to another prompt of the training
+    file. On its own answer the term would be its reward, and the two would cancel out.
+    """
+
+    def __init__(self, *, pad_token_id: int, rows: Dataset) -> None:
+        super().__init__(pad_token_id=pad_token_id)
+        self._rows = rows
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """The padded tensors that TRL's trainer reads."""
+        others = [examples[-1], *examples[:-1]] if len(examples) > 1 else [self._find_other(examples[0])]
         return super().torch_call(
             [
-                row | {"label": bool(row["label"][0]), "KL_completion_ids": examples[i - 1]["completion_ids"]}
-                for i, row in enumerate(examples)
+                row | {"label": bool(row["label"][0]), "KL_completion_ids": other["completion_ids"]}
+                for row, other in zip(examples, others, strict=True)
             ]
         )
+
+    def _find_other(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The first row with another prompt; in a file of one prompt, the first with another answer."""
+        for key in ("prompt_ids", "completion_ids"):
+            for row in self._rows:
+                if row[key] != example[key]:
+                    return row
+        return example
 
 
 class LabelTrainer(Guarded, KTOTrainer):

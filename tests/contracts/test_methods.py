@@ -27,6 +27,15 @@ def preferences(count: int) -> list[dict]:
     ]
 
 
+def label(pairs: list[dict]) -> list[dict]:
+    """The answers of pairs, each found good or bad."""
+    return [
+        {"prompt": row["question"], "completion": row[key], "label": key == "response_chosen"}
+        for row in pairs
+        for key in ("response_chosen", "response_rejected")
+    ]
+
+
 class Service:
     """What a user does over and over."""
 
@@ -89,6 +98,9 @@ def test_from_plain_text_to_an_aligned_model_that_answers(service: Service) -> N
     assert service.metrics(judge)["valid_accuracy"] > 0.9
     aligned = service.train("dpo", tuned["fine_tuned_model"], pairs, max_length=256, learning_rate=1e-3)
     assert service.metrics(aligned)["valid_margin"] > 0
+    answers = service.upload_rows(label(preferences(48)))
+    judged = service.train("kto", tuned["fine_tuned_model"], answers, max_length=256, learning_rate=1e-3)
+    assert service.metrics(judged)["valid_margin"] > 0
 
     prompts = service.upload_rows([{"question": f"How is case {n} treated?"} for n in range(32)])
     rewarded = service.train(
@@ -101,19 +113,10 @@ def test_from_plain_text_to_an_aligned_model_that_answers(service: Service) -> N
         max_steps=3,
     )
     models = {model["id"]: model for model in service.http.get("/models").json()["data"]}
-    lineage = [
-        models[job["fine_tuned_model"]]["parent"] for job in (pretrained, tuned, judge, aligned, rewarded)
-    ]
-    assert lineage == [
-        "tiny",
-        pretrained["fine_tuned_model"],
-        tuned["fine_tuned_model"],
-        tuned["fine_tuned_model"],
-        tuned["fine_tuned_model"],
-    ]
-    assert {
-        models[job["fine_tuned_model"]]["root"] for job in (pretrained, tuned, judge, aligned, rewarded)
-    } == {"tiny"}
+    jobs = (pretrained, tuned, judge, aligned, judged, rewarded)
+    lineage = [models[job["fine_tuned_model"]]["parent"] for job in jobs]
+    assert lineage == ["tiny", pretrained["fine_tuned_model"], *[tuned["fine_tuned_model"]] * 4]
+    assert {models[job["fine_tuned_model"]]["root"] for job in jobs} == {"tiny"}
     question = {"messages": [{"role": "user", "content": "How is case 3 treated?"}], "max_tokens": 8}
     answer = service.http.post("/chat/completions", json=question | {"model": aligned["fine_tuned_model"]})
     assert answer.status_code == 200, answer.text

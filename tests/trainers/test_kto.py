@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from datasets import Dataset
 
 from tests.trainers.test_dpo import log_probability
 from tests.trainers.test_reward import pairs
@@ -99,11 +100,45 @@ def test_a_pair_is_a_good_and_a_bad_answer(make_run) -> None:
 
 def test_the_kl_term_is_measured_on_the_answers_of_other_rows() -> None:
     rows = [{"prompt_ids": [10, 11], "completion_ids": [20 + i, 2], "label": [i % 2]} for i in range(3)]
-    batch = Mismatching(pad_token_id=0)(rows)
+    batch = Mismatching(pad_token_id=0, rows=Dataset.from_list(rows))(rows)
     assert batch["label"].tolist() == [False, True, False]
     assert batch["input_ids"][:, 2].tolist() == [20, 21, 22]
     assert batch["KL_input_ids"][:, 2].tolist() == [22, 20, 21]
     assert batch["KL_completion_mask"].tolist() == [[0, 0, 1, 1]] * 3
+
+
+def test_a_row_alone_in_its_pass_is_measured_on_an_answer_to_another_prompt() -> None:
+    rows = [{"prompt_ids": [10 + i // 2], "completion_ids": [20 + i, 2], "label": [i % 2]} for i in range(4)]
+    mismatching = Mismatching(pad_token_id=0, rows=Dataset.from_list(rows))
+    others = [mismatching([row])["KL_input_ids"].tolist() for row in rows]
+    assert others == [[[10, 22, 2]], [[10, 22, 2]], [[11, 20, 2]], [[11, 20, 2]]]
+    one_prompt = Mismatching(pad_token_id=0, rows=Dataset.from_list(rows[:2]))
+    assert one_prompt([rows[0]])["KL_input_ids"].tolist() == [[10, 21, 2]]
+
+
+def test_a_row_alone_in_its_pass_teaches_something(make_run, events_of) -> None:
+    """Five rows in passes of two: the fifth has the third step for itself."""
+    settings = SETTINGS | {"batch_size": 2, "n_epochs": 1, "n_valid": 0, "warmup_ratio": 0}
+    run_dir = make_run(rows=labelled(pairs(3))[:5], **settings)
+    assert run(run_dir, stop=StopRequest()) == 0
+    last = events_of(run_dir, "metrics")[-1]
+    assert last["step"] == 3
+    assert abs(last["data"]["train_loss"] - 0.5) > 1e-6  # which it is where reward and KL term are one
+    assert last["data"]["grad_norm"] > 0
+
+
+def test_good_and_bad_answers_count_what_their_weights_say(make_run) -> None:
+    rows = labelled(pairs(8))
+    settings = SETTINGS | {"rows": rows, "valid_rows": [*rows[:6], *rows[-2:]], "max_steps": 4}
+    gains = []
+    for name, good, bad in (("1", 3.0, 0.25), ("2", 0.25, 3.0)):
+        run_dir = make_run(name, desirable_weight=good, undesirable_weight=bad, **settings)
+        assert run(run_dir, stop=StopRequest()) == 0
+        metrics = json.loads((run_dir / "exit.json").read_text())["metrics"]
+        assert metrics["valid_loss_before"] == pytest.approx(0.5 * (6 * good + 2 * bad) / 8, rel=1e-4)
+        gains.append((metrics["valid_reward_chosen"], -metrics["valid_reward_rejected"]))
+    assert gains[0][0] > gains[1][0]
+    assert gains[0][1] < gains[1][1]
 
 
 def test_answers_of_one_sort_are_refused(make_run) -> None:

@@ -28,6 +28,7 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "reward": {"rows": pairs(24), "valid_rows": pairs(8, seed=1)},
     "dpo": {"rows": pairs(24), "valid_rows": pairs(8, seed=1)},
+    "kto": {"rows": pairs(24), "valid_rows": pairs(8, seed=1)},
 }
 long = pytest.mark.long
 
@@ -41,6 +42,8 @@ long = pytest.mark.long
         pytest.param("reward", 8, marks=long),
         pytest.param("dpo", 4, marks=long),
         pytest.param("dpo", 8, marks=long),
+        pytest.param("kto", 4, marks=long),
+        pytest.param("kto", 8, marks=long),
         pytest.param("pretraining", 4, marks=long),
         pytest.param("pretraining", 8, marks=long),
     ],
