@@ -22,6 +22,7 @@ from db.errors import NotFound
 from db.new_jobs import NewJob
 from db.states import JOB_TERMINAL
 from trainers.specs import SPEC_VERSION, Method, Resources, SpecError, parse_method, resolve
+from trainers.specs.resolution import check_split
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
@@ -59,6 +60,11 @@ def describe_job(
 ) -> NewJob:
     """What is asked for as a job to be made. Raises SpecError for numbers that cannot be combined."""
     resources = _resources_of(asked, method)
+    check_split(
+        method.hyperparameters.validation_split_percentage,
+        has_validation_file=asked.validation_file is not None,
+        method=method.type,
+    )
     # Refused now; the worker resolves again when it knows the rows.
     resolve(method, n_examples=1, seed=seed, nproc_per_node=resources.nproc_per_node)
     return NewJob(

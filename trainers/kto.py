@@ -77,7 +77,7 @@ class Mismatching(DataCollatorForUnpairedPreference):
     file. On its own answer the term would be its reward, and the two would cancel out.
     """
 
-    def __init__(self, *, pad_token_id: int, rows: Dataset) -> None:
+    def __init__(self, *, pad_token_id: int, rows: Any) -> None:
         super().__init__(pad_token_id=pad_token_id)
         self._rows = rows
 

@@ -6,10 +6,11 @@ Needs no GPU. Writes RUN_DIR/prepared.json; a fault in the user's data goes to e
 import json
 import logging
 import os
+import random
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from trainers.events import Events
 from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
 from trainers.row_formats import PLAIN_TEXT, AnyRow
-from trainers.rows import RowError, Rows
+from trainers.rows import RowError, Rows, count_rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
+from trainers.specs.resolution import count_held_out
 
 ROWS_FILE = "rows.arrow"
 INFO_FILE = "info.json"
@@ -51,10 +53,9 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
     spec = load_run_spec(run_dir)
     events.phase("preparing")
     # Only now: what is wrong with the spec is told without torch.
-    from trainers.run_tokenizer import InputFile, obtain_tokenizer, report_compression
+    from trainers.run_tokenizer import obtain_tokenizer, report_compression
 
-    settings = spec.settings()
-    train = InputFile(spec.train_file, spec.train_format, settings.max_train_samples)
+    train, validation = choose_inputs(spec, events=events)
     tokenizer = obtain_tokenizer(train, spec=spec, events=events)
     train_dir, counts, train_hit = encode_file(train, tokenizer, spec=spec, events=events)
     report_compression(tokenizer, train_dir / ROWS_FILE, events=events)
@@ -65,8 +66,7 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
         "counts": asdict(counts),
         "cache_hit": {"train": train_hit},
     }
-    if spec.validation_file:
-        validation = InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)
+    if validation:
         folder, validation_counts, hit = encode_file(validation, tokenizer, spec=spec, events=events)
         prepared["validation"] = str(folder)
         prepared["validation_counts"] = asdict(validation_counts)
@@ -75,6 +75,33 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
     prepared["resume_from"] = str(checkpoint.path) if checkpoint else None
     write_json(run_dir / "prepared.json", prepared)
     return prepared
+
+
+def choose_inputs(spec: RunSpec, *, events: Events) -> tuple["InputFile", "InputFile | None"]:
+    """What is trained on, and what is evaluated: another file, or rows held out of it. Raises DataError."""
+    from trainers.run_tokenizer import InputFile, Part
+
+    settings = spec.settings()
+    train = InputFile(spec.train_file, spec.train_format, settings.max_train_samples)
+    if spec.validation_file:
+        return train, InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)
+    percentage = settings.validation_split_percentage
+    if not percentage:
+        return train, None
+    n_rows = count_rows(spec.train_file)
+    n_held_out = count_held_out(n_rows, percentage)
+    if n_held_out < 1:
+        raise DataError("validation_split_percentage: the training file has too few rows to hold one out")
+    # Rows, not what is made of them: neither a document nor a pair of answers is on both sides.
+    held_out = frozenset(random.Random(spec.seed).sample(range(n_rows), n_held_out))  # noqa: S311
+    events.message(
+        f"{n_held_out} of {n_rows} rows are held out for validation",
+        code="held_out",
+        rows=n_held_out,
+        of=n_rows,
+    )
+    kept = replace(train, part=Part(held_out, is_held_out=False))
+    return kept, replace(kept, max_rows=settings.max_eval_samples, part=Part(held_out, is_held_out=True))
 
 
 def pick_checkpoint(run_dir: Path, *, spec: RunSpec, events: Events) -> Checkpoint | None:
@@ -100,8 +127,7 @@ def encode_file(
     key = name_entry(
         learns_from=METHODS[spec.method].learns_from,
         format=source.format if source.format == PLAIN_TEXT else None,
-        content=digest_file(source.path),
-        max_rows=source.max_rows,
+        **source.name_facts(),
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         stops=digest_file(stops) if stops.is_file() else None,
         chat_template=str(tokenizer.chat_template),

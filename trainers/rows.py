@@ -80,6 +80,12 @@ class Rows:
         return read
 
 
+def count_rows(path: Path) -> int:
+    """How many rows a file holds, valid or not."""
+    with path.open("rb") as file:
+        return sum(data is None or bool(data.strip()) for _, data in _split_lines(file))
+
+
 def _split_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     """(1-based number, bytes) of each line; None for one that is too long to be held in memory."""
     line = 0

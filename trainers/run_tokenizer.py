@@ -22,17 +22,36 @@ TEMPLATES_DIR = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of the rows of a file, those that are held out of the training, or the others. Rows count from 0."""
+
+    held_out: frozenset[int]
+    is_held_out: bool
+
+    def has(self, row: int) -> bool:
+        """Whether a row belongs to it."""
+        return (row in self.held_out) == self.is_held_out
+
+
+@dataclass(frozen=True)
 class InputFile:
     """A file, the format that the check of its rows found (None: to be found again), and how many to read."""
 
     path: Path
     format: str | None
     max_rows: int | None = None
+    part: Part | None = None
 
     def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
         """The rows, and those of them that are to be used."""
         rows = Rows(self.path, plain_text=self.format == PLAIN_TEXT)
-        return rows, islice(rows, self.max_rows)
+        used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
+        return rows, islice(used, self.max_rows)
+
+    def name_facts(self) -> dict[str, Any]:
+        """What decides which rows are read: a part of the name of what is made of them."""
+        part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
+        return {"content": digest_file(self.path), "max_rows": self.max_rows, "part": part}
 
 
 def obtain_tokenizer(train: InputFile, *, spec: RunSpec, events: Events) -> Any:
@@ -84,9 +103,8 @@ def _give_template(tokenizer: Any, name: str, *, cache_dir: Path) -> Path:
 
 def _extend(tokenizer: Any, train: InputFile, *, count: int, cache_dir: Path, events: Events) -> Path:
     key = name_entry(
-        content=digest_file(train.path),
+        **train.name_facts(),
         format=train.format,
-        max_rows=train.max_rows,
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         new_tokens=count,
     )

@@ -95,6 +95,12 @@ def test_older_spelling_and_generated_seed(client, body):
             "invalid_value",
             "method.supervised.hyperparameters.batch_size",
         ),
+        (
+            {"validation_file": "file-unknown", "hyperparameters": {"validation_split_percentage": 5}},
+            400,
+            "invalid_value",
+            "method.supervised.hyperparameters.validation_split_percentage",
+        ),
         ({"suffix": ""}, 400, "invalid_value", "suffix"),
         ({"suffix": "s" * 65}, 400, "invalid_value", "suffix"),
         ({"suffix": "a\n"}, 400, "invalid_value", "suffix"),

@@ -95,6 +95,7 @@ def test_every_parameter_of_its_readme_is_taken(stage: str) -> None:
     assert (asked.lora_alpha, asked.micro_batch_size, asked.learning_rate) == (32, 4, given["learning_rate"])
     taken = asked.model_dump(exclude_unset=True)
     assert not {"output_dir", "seed", "nproc_per_node"} & taken.keys()
+    assert taken["validation_split_percentage"] == 0.001
     assert method.ignored.keys() >= {"output_dir", "overwrite_output_dir", "device_map", "report_to"}
     resolved = resolve(method, n_examples=1000, seed=42, nproc_per_node=8)
     assert resolved["batch_size"] == 32

@@ -20,6 +20,9 @@ class Training(Strict):
     # Rows that are read of the training file and of the validation file; all by default.
     max_train_samples: Annotated[Count, Field(ge=1, le=1_000_000_000)] | None = None
     max_eval_samples: Annotated[Count, Field(ge=1, le=1_000_000_000)] | None = None
+    # Percent of the training rows that are held out, at least one, and evaluated in place of a validation
+    # file. The seed decides which.
+    validation_split_percentage: Annotated[Number, Field(ge=0, le=50)] = 0.0
     warmup_ratio: Annotated[Number, Field(ge=0, le=0.5)] = 0.03
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"

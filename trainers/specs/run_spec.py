@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from trainers.specs.fields import Resources, SpecError, Strict
 from trainers.specs.methods import METHODS
 from trainers.specs.parameters import Resolved
-from trainers.specs.resolution import check_batch
+from trainers.specs.resolution import check_batch, check_split
 
 SPEC_VERSION = 1
 
@@ -52,6 +52,11 @@ class RunSpec(Strict):
                 raise ValueError(f"{path} is not an absolute path")
         if (self.settings().init_adapter is None) != (self.init_adapter_dir is None):
             raise ValueError("init_adapter and init_adapter_dir go together")
+        check_split(
+            self.settings().validation_split_percentage,
+            has_validation_file=self.validation_file is not None,
+            method=self.method,
+        )
         return self
 
     def settings(self) -> Resolved:
