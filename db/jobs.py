@@ -179,7 +179,9 @@ def finish_training(session: Session, lease: Lease, *, exit_: dict[str, Any]) ->
     job.phase, job.trained_attempt, job.pause_requested_at = "merging", lease.token, None
     job.trained_tokens = exit_.get("trained_tokens")
     tasks.enqueue(session, kind="merge", subject_id=job.id, org_id=job.org_id)
-    events.add(session, job, "Training finished; merging the adapter into its base", data={"exit": exit_})
+    has_adapter = (job.resolved or {}).get("use_peft", True)
+    next_ = "merging the adapter into its base" if has_adapter else "checking the model, trained as a whole"
+    events.add(session, job, f"Training finished; {next_}", data={"exit": exit_})
 
 
 def finish_merge(

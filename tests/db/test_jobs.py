@@ -59,6 +59,16 @@ def test_the_whole_road(world: World):
     assert model.id.startswith("ft:base:default:ward:")
 
 
+def test_without_an_adapter_there_is_nothing_to_merge(world: World):
+    job = world.add_job()
+    with world.database.write() as session:
+        lease = claim(session)
+        assert lease is not None
+        jobs.start(session, lease, resolved={"use_peft": False})
+    world.train(lease)
+    assert world.events(job.id)[-1].message == "Training finished; checking the model, trained as a whole"
+
+
 def test_a_checked_file_queues_a_job_at_once(world: World):
     job = world.add_job(resources={"nproc_per_node": 2, "nnodes": 1})
 
