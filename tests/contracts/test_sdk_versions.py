@@ -19,6 +19,8 @@ from tests.stack import Stack, wait_for
 HERE = Path(__file__).parent
 # One file of pins a version; the Makefile makes the environments from them.
 VERSIONS = [path.stem.removeprefix("openai-") for path in sorted(HERE.glob("openai-*.txt"))]
+NEWEST = VERSIONS[-1]
+OLDER = [pytest.param(version, marks=pytest.mark.long) for version in VERSIONS[:-1]]
 SLASHED = "org/tiny-slash"
 LIMIT_S = 120
 HYPERPARAMETERS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.01, "max_length": 128, "save_steps": 8}
@@ -57,7 +59,7 @@ def contexts(
                 validation_file=files[1],
                 finished_job=finished,
                 running_job=running,
-                may_delete=version == VERSIONS[-1],
+                may_delete=version == NEWEST,
             )
             for version in VERSIONS
         }
@@ -66,7 +68,7 @@ def contexts(
         wait_for(lambda: ended(http, running), within_s=60, what="the end of the long job")
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=[*OLDER, NEWEST])
 def results(
     request: pytest.FixtureRequest,
     stack: Stack,

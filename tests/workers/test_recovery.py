@@ -127,6 +127,7 @@ def test_kill_9_of_the_worker_resumes_from_a_checkpoint_and_leaves_no_rank(
     assert_resumes(own_stack, job_id)
 
 
+@pytest.mark.long
 def test_kill_9_of_a_rank_is_an_attempt_of_its_own(own_stack: Stack, chat_file: Path) -> None:
     job_id = submit(own_stack, chat_file, max_steps=150)
     wait_for_checkpoint(own_stack, job_id)
