@@ -39,7 +39,8 @@ _CONVERSATIONS: tuple[tuple[list[dict[str, Any]], Any], ...] = (
         _TOOLS,
     ),
 )
-_RENDER_ERRORS = (
+# What rendering may raise beside jinja2's own errors.
+RENDER_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -156,7 +157,7 @@ def _render_all(template: str, special_tokens: dict[str, str]) -> str | None:
                 if index == 0:
                     return f"{type(error).__name__}: {error}"
                 continue
-            except _RENDER_ERRORS as error:
+            except RENDER_ERRORS as error:
                 if tools and not isinstance(error, MemoryError | RecursionError):
                     continue
                 return f"{type(error).__name__}: {error}"

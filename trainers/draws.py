@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -126,9 +127,10 @@ def hash_seed(*parts: int | str) -> int:
 
 def choose_rows(step: int, *, n_rows: int, batch_size: int, seed: int) -> list[int]:
     """The rows of a step, counted from 0: each comes once before any comes again, in a new order then."""
-    rows = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, place = divmod(position, n_rows)
-        order = torch.randperm(n_rows, generator=torch.Generator().manual_seed((seed << 20) + epoch))
-        rows.append(int(order[place]))
-    return rows
+    places = [divmod(position, n_rows) for position in range(step * batch_size, (step + 1) * batch_size)]
+    return [_order_rows(epoch, n_rows=n_rows, seed=seed)[place] for epoch, place in places]
+
+
+@lru_cache(maxsize=2)  # a step is in one round through the rows, or in two
+def _order_rows(epoch: int, *, n_rows: int, seed: int) -> list[int]:
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed((seed << 20) + epoch)).tolist()

@@ -5,6 +5,7 @@ a checkpoint lies between batches and a resumed run draws what the uninterrupted
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,6 +17,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from trainers import recipe
+from trainers.adapters import find_stop_ids
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
 from trainers.data import load_tokenizer
@@ -24,7 +26,7 @@ from trainers.exits import NanLoss
 from trainers.graders import grade
 from trainers.loop import Guarded
 from trainers.prompts import check_room, read_prompt
-from trainers.ranks import rank, sum_ranks, world_size
+from trainers.ranks import rank, sum_ranks
 from trainers.samples import show_answers
 from trainers.scorers import ScorerBeside, require_head
 from trainers.specs.graders import load_grader
@@ -46,7 +48,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
         model_dir=attempt.spec.model_dir,
         output_max_length=settings.output_max_length,
     )
-    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    dtype = recipe.choose_dtype(attempt)
     tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
     recipe.ensure_pad_token(tokenizer)
     shared = recipe.common_arguments(
@@ -133,8 +135,11 @@ class GroupTrainer(Guarded, GRPOTrainer):
     evaluated: ClassVar = {"reward": "reward", "completions/mean_length": "response_tokens"}
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._n_evaluated = 0
+        self._held_out = HeldOut()
         super().__init__(*args, **kwargs)
+        model: Any = self.model
+        # TRL knows the model's ends, but not that of the template's turns.
+        self.eos_token_ids = find_stop_ids(self.processing_class, model.generation_config.eos_token_id)
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler:
         arguments: Any = self.args
@@ -152,7 +157,7 @@ class GroupTrainer(Guarded, GRPOTrainer):
         return SequentialSampler(eval_dataset)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self._n_evaluated = 0
+        self._held_out = HeldOut()
         return super().evaluate(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> Any:
@@ -165,20 +170,20 @@ class GroupTrainer(Guarded, GRPOTrainer):
         assert isinstance(settings, ResolvedGrpo)
         trains, first = model.training, rank() * len(prompt_ids)
         if not trains:
-            first += self._n_evaluated
-            self._n_evaluated += len(prompt_ids) * world_size()
+            first += self._held_out.drawn
         step = self.state.global_step if trains else "evaluation"
         places = range(first, first + len(prompt_ids))
         model.eval()
-        texts = draw_answers(
-            model,
-            prompt_ids,
-            max_new_tokens=settings.output_max_length,
-            seeds=[hash_seed(self.args.seed, step, "answer", place) for place in places],
-            stop_ids=self.eos_token_ids,
-            pad_id=recipe.ensure_pad_token(self.processing_class),
-            temperature=settings.temperature,
-        )
+        with self.accelerator.autocast():  # the trainer casts in a forward that generating passes by
+            texts = draw_answers(
+                model,
+                prompt_ids,
+                max_new_tokens=settings.output_max_length,
+                seeds=[hash_seed(self.args.seed, step, "answer", place) for place in places],
+                stop_ids=self.eos_token_ids,
+                pad_id=recipe.ensure_pad_token(self.processing_class),
+                temperature=settings.temperature,
+            )
         model.train(trains)
         if trains:
             self._total_train_tokens += int(sum_ranks(texts.mask.sum()))
@@ -193,7 +198,13 @@ class GroupTrainer(Guarded, GRPOTrainer):
         step, model = self.state.global_step, cast(torch.nn.Module, self.model)
         if not torch.isfinite(rewards).all():  # of every rank: they have been gathered
             raise NanLoss(f"a reward is not a finite number at step {step + 1}")
-        if model.training and step % self.args.save_steps == 0:
+        if not model.training:
+            rows: Any = self.eval_dataset
+            lengths: Any = self.accelerator.gather(
+                torch.tensor([len(ids) for ids in completion_ids_list], device=rewards.device)
+            )
+            self._held_out.add(rewards[:, 0], lengths, n_rows=len(rows))
+        elif step % self.args.save_steps == 0:
             first = rank() * len(inputs)
             show_answers(
                 self.attempt.events,
@@ -208,7 +219,33 @@ class GroupTrainer(Guarded, GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # TRL counts the prompts as well
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if "eval_loss" in logs:  # TRL averages over batches, however many rows they have
+            self._metrics["eval"] |= self._held_out.average()
         super().log(logs, start_time)
+
+
+@dataclass
+class HeldOut:
+    """What the answers to held-out prompts come to, added up over the batches of an evaluation."""
+
+    drawn: int = 0  # answers, those to repeated rows included
+    count: int = 0  # of the others
+    reward: float = 0.0
+    tokens: float = 0.0
+
+    def add(self, rewards: torch.Tensor, lengths: torch.Tensor, *, n_rows: int) -> None:
+        """A batch of all ranks, [answers]; what is there to fill up the last one comes at its end."""
+        new = min(len(rewards), n_rows - self.drawn)
+        self.reward += float(rewards[:new].sum())
+        self.tokens += float(lengths[:new].sum())
+        self.drawn, self.count = self.drawn + len(rewards), self.count + new
+
+    def average(self) -> dict[str, list[float]]:
+        """Means over the rows, as TRL keeps its metrics."""
+        return {
+            "reward": [self.reward / self.count],
+            "completions/mean_length": [self.tokens / self.count],
+        }
 
 
 class GroupSampler(Sampler[int]):

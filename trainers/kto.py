@@ -25,7 +25,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     train_rows = recipe.load_rows(prepared["train"])
     check_labels(train_rows)
     valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
-    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    dtype = recipe.choose_dtype(attempt)
     tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
     pad_token_id = recipe.ensure_pad_token(tokenizer)
     arguments = KTOConfig(

@@ -53,9 +53,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
         model_dir=spec.model_dir,
         output_max_length=settings.output_max_length,
     )
-    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
-    if dtype == torch.float16:  # what "auto" is on a GPU without bfloat16; its specs refuse it by name
-        dtype = torch.float32
+    dtype = recipe.choose_dtype(attempt)
     set_seed(spec.seed)  # the adapter starts out random, and alike on every rank
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")

@@ -24,6 +24,7 @@ from trainers.prepare import ROWS_FILE
 from trainers.quantized import configure_quantization, keep_differentiable
 from trainers.ranks import barrier, rank, world_size
 from trainers.specs import SpecError
+from trainers.specs.combinations import WITHOUT_FLOAT16
 from trainers.specs.parameters import Resolved
 from trainers.warm_start import start_from_adapter
 from trainers.zero import count_elements, shards_weights, start_zero
@@ -179,15 +180,19 @@ def load_rows(folder: str) -> Dataset:
     return Dataset.from_file(str(Path(folder) / ROWS_FILE))
 
 
-def choose_dtype(wanted: str, *, events: Events) -> torch.dtype:
+def choose_dtype(attempt: Attempt) -> torch.dtype:
     """The type of the base model's weights and of its arithmetic; adapters stay in float32."""
-    cuda = torch.cuda.is_available()
+    wanted, cuda = attempt.spec.settings().dtype, torch.cuda.is_available()
     if wanted == "auto":
-        if cuda:
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.float32
+        if not cuda:
+            return torch.float32
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        return torch.float32 if attempt.spec.method in WITHOUT_FLOAT16 else torch.float16
     if wanted == "float16" and not cuda:
-        events.message("float16 needs a GPU; training in bfloat16", level="warn", code="dtype_changed")
+        attempt.events.message(
+            "float16 needs a GPU; training in bfloat16", level="warn", code="dtype_changed"
+        )
         return torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 

@@ -5,12 +5,10 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from trainers.chat_template import RENDER_ERRORS
 from trainers.exits import DataError
 from trainers.messages import Message
 from trainers.tool_calls import Tool
-
-# The second: a template that adds text to nothing; the third: arguments nested too deep for it.
-_RENDER_ERRORS = (TemplateError, TypeError, RecursionError)
 
 
 def render(
@@ -30,7 +28,7 @@ def render(
                 add_generation_prompt=add_generation_prompt,
             )
         )
-    except _RENDER_ERRORS as error:
+    except (TemplateError, *RENDER_ERRORS) as error:
         raise DataError(f"the model's chat template refuses this conversation: {error}") from error
 
 

@@ -24,7 +24,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     spec, settings = attempt.spec, attempt.spec.settings()
     train_rows = recipe.load_rows(prepared["train"])
     valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
-    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    dtype = recipe.choose_dtype(attempt)
     tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
     pad_token_id = recipe.ensure_pad_token(tokenizer)
     arguments = RewardConfig(

@@ -55,6 +55,12 @@ class ScorerBeside:
             for prompt, answer, whole in zip(prompts, answers, ended, strict=True)
         ]
         longest = max(map(len, rows))
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and longest > limit:
+            raise DataError(
+                f"a question and its answer come to {longest} tokens of the reward model, "
+                f"which has {limit} positions: lower output_max_length or max_length"
+            )
         ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in rows])
         attention = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         device = self._model.device

@@ -26,7 +26,7 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
     if valid_rows is not None:
         valid_rows = pad_rows(valid_rows, multiple=world_size() * settings.micro_batch_size)
-    dtype = recipe.choose_dtype(settings.dtype, events=attempt.events)
+    dtype = recipe.choose_dtype(attempt)
     arguments = SFTConfig(
         **recipe.common_arguments(
             attempt,

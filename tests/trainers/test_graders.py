@@ -45,10 +45,40 @@ def test_a_regular_expression_sees_the_answer_or_what_it_is_told_to() -> None:
     assert score(both, "no", meta={"truth": "yes"}) == 1
 
 
-def test_a_pattern_that_never_ends_finds_nothing() -> None:
-    began = time.monotonic()
-    assert score({"type": "regex", "pattern": r"^(?:a?){40}a{40}$"}, "a" * 40 + "b") == 0
-    assert time.monotonic() - began < 20
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:ab|cd){250000}",
+        "(?:(?:ab|cd){500}){500}",
+        "(?:(?:(?:a{300}){300}){300})",
+        "(?R)",
+        "(?La)a",
+        "(?=a)",
+    ],
+)
+def test_a_pattern_that_would_cost_too_much_is_refused(pattern: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_method({"type": "grpo", "grpo": {"grader": {"type": "regex", "pattern": pattern}}}, None)
+    assert caught.value.param == "method.grpo.grader.pattern"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("^(?:a?){40}a{40}$", "a" * 39 + "b"), ("(a+)+$", "a" * 5000 + "b"), ("(" * 350 + ")" * 350, "")],
+)
+def test_no_pattern_takes_long(pattern: str, text: str) -> None:
+    began = time.process_time()
+    score({"type": "regex", "pattern": pattern}, text)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("text", ["{{" + " " * 19_000, "{{" * 9000, "{{sample.output_text}}" * 900])
+def test_no_template_takes_long(text: str) -> None:
+    began = time.process_time()
+    for changed in ({"reference": text, "operation": "is"}, {"input": text + "{{x}}", "operation": "eq"}):
+        with pytest.raises(SpecError):
+            parse_method({"type": "grpo", "grpo": {"grader": CHECK | changed}}, None)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_l"])
@@ -64,6 +94,9 @@ def test_a_similarity_is_1_of_the_same_less_of_the_like_and_0_of_the_other(metri
         assert 0.05 < near < 0.95
         assert far < near
         assert measure_similarity("", text, metric=metric) == 0
+    for short in ("", "rest", "rest now", "👍"):
+        assert measure_similarity(short, short, metric=metric) == 1
+    assert measure_similarity("👍", "👎", metric=metric) == 0
 
 
 def test_rouge_counts_what_it_says() -> None:
@@ -77,10 +110,9 @@ def test_rouge_counts_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("config", "field", "part"),
     [
-        ("string", "type", "object"),
         ({"type": "score_model"}, "type", "string_check"),
         ({"type": "regex"}, "pattern", "missing"),
-        ({"type": "regex", "pattern": "("}, "pattern", "no regular expression"),
+        ({"type": "regex", "pattern": "("}, "pattern", "no regular expression of RE2"),
         ({"type": "regex", "pattern": "a", "flags": "i"}, "flags", "not a field"),
         (CHECK | {"operation": "is"}, "operation", "eq"),
         (CHECK | {"operation": "eq", "input": "{{item.a}}"}, "input", "never looks"),
@@ -97,6 +129,13 @@ def test_a_grader_that_cannot_be_is_refused_with_the_place(config: object, field
         parse_method({"type": "grpo", "grpo": {"grader": config}}, None)
     assert caught.value.param == f"method.grpo.grader.{field}"
     assert part in caught.value.message
+
+
+@pytest.mark.parametrize("config", ["string", [], 3, True])
+def test_a_grader_is_an_object(config: object) -> None:
+    with pytest.raises(SpecError, match="must be an object") as caught:
+        parse_method({"type": "grpo", "grpo": {"grader": config}}, None)
+    assert caught.value.param == "method.grpo.grader"
 
 
 def test_a_grader_stands_beside_the_hyperparameters_and_comes_back_there() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from tests.trainers.judged import QUESTIONS, build_steerable_model, make_reward_model
 from tests.trainers.test_sft import StopAt
+from trainers import grpo
 from trainers.adapters import load_model
 from trainers.artifacts import write_json
 from trainers.draws import draw_answers
@@ -144,6 +147,56 @@ def test_a_reward_model_without_a_trained_head_is_refused(make_grpo_run, base: P
     end = json.loads((run_dir / "exit.json").read_text())
     assert end["reason"] == "bad_data"
     assert "no trained head" in end["message"]
+
+
+def test_a_reward_model_must_have_room_for_question_and_answer(
+    make_grpo_run, base: Path, tmp_path: Path
+) -> None:
+    judge = make_reward_model(base, tmp_path / "judge")
+    config = json.loads((judge / "config.json").read_text())
+    write_json(judge / "config.json", config | {"max_position_embeddings": 16})
+    run_dir = make_grpo_run(reward_model_dir=judge, max_steps=1)
+    assert run(run_dir, stop=StopRequest()) == 3
+    assert "which has 16 positions" in json.loads((run_dir / "exit.json").read_text())["message"]
+
+
+def test_held_out_rewards_are_averaged_over_rows_however_they_fall_into_batches(make_grpo_run) -> None:
+    settings = {"max_steps": 1, "valid_rows": QUESTIONS[:5], "n_valid": 5}
+    found = []
+    for name, micro in (("1", 1), ("2", 4)):
+        metrics = train(make_grpo_run(name, micro_batch_size=micro, **settings))["metrics"]
+        found.append((metrics["valid_reward_before"], metrics["valid_response_tokens_before"]))
+    assert found[0] == pytest.approx(found[1])
+    assert (5 * found[0][0]) % 1 == pytest.approx(0)
+
+
+def test_modules_that_are_trained_whole_draw_in_bfloat16(make_grpo_run) -> None:
+    run_dir = make_grpo_run(max_steps=1, dtype="bfloat16", modules_to_save=["lm_head"])
+    assert train(run_dir)["reason"] == "done"
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn(
+    make_grpo_run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "other-end"
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turn, other = tokenizer.eos_token_id, 0
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(other)
+    template = str(tokenizer.chat_template).replace("eos_token", repr(tokenizer.convert_ids_to_tokens(turn)))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "generation_config.json", {"eos_token_id": other})
+    ends: list[set[int]] = []
+
+    class Watched(grpo.GroupTrainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            ends.append(set(self.eos_token_ids))
+            return super().train(*args, **kwargs)
+
+    monkeypatch.setattr(grpo, "GroupTrainer", Watched)
+    train(make_grpo_run(model_dir=folder, max_steps=1))
+    assert ends == [{turn, other}]
 
 
 def test_what_the_grader_reads_must_be_in_every_row(make_grpo_run) -> None:

@@ -12,6 +12,14 @@ from trainers.specs.zero import SCHEDULES, zero_stage
 SHARDED_METHODS = {"pretraining", "supervised", "reward", "dpo", "kto"}
 QUANTIZED_METHODS = {*SHARDED_METHODS, "grpo"}
 FULL_METHODS = {"pretraining", "supervised", "reward", "dpo", "grpo"}
+# Methods that float16 spoils, and why.
+_DIFFERENCES = "differences of log-probabilities do not survive float16, the loss would be 0 or NaN"
+WITHOUT_FLOAT16 = {
+    "dpo": _DIFFERENCES,
+    "kto": _DIFFERENCES,
+    "grpo": "probabilities of drawn answers do not survive float16",
+    "ppo": "ppo does not scale its losses, so that small gradients would vanish in float16",
+}
 # Modules that stay as they are when a model is quantized, so that a trained copy of them can be made.
 _UNQUANTIZED = {"embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out", "score"}
 
@@ -138,12 +146,6 @@ RULES = (
         for name in ("micro_batch_size", "batch_size")
     ),
     Rule(
-        "dtype",
-        lambda method, asked: method in ("dpo", "kto") and asked.dtype == "float16",
-        "differences of log-probabilities do not survive float16, the loss would be 0 or NaN: "
-        "use bfloat16 or float32",
-    ),
-    Rule(
         "batch_size",
         lambda method, asked: (
             method == "grpo" and asked.batch_size != "auto" and asked.batch_size % asked.num_generations != 0
@@ -161,16 +163,13 @@ RULES = (
         lambda method, asked: method == "grpo" and _full(asked) and asked.beta > 0,
         "with all weights trained no reference is left to stay near to: leave beta at 0, or use an adapter",
     ),
-    Rule(
-        "dtype",
-        lambda method, asked: method == "grpo" and asked.dtype == "float16",
-        "probabilities of drawn answers do not survive float16: use bfloat16 or float32",
-    ),
-    Rule(
-        "dtype",
-        lambda method, asked: method == "ppo" and asked.dtype == "float16",
-        "ppo does not scale its losses, so that small gradients would vanish in float16: "
-        "use bfloat16 or float32",
+    *(
+        Rule(
+            "dtype",
+            lambda method, asked, name=name: method == name and asked.dtype == "float16",
+            f"{reason}: use bfloat16 or float32",
+        )
+        for name, reason in WITHOUT_FLOAT16.items()
     ),
     *(
         Rule(

@@ -160,7 +160,7 @@ class GrpoSettings(ChatSettings):
     # Answers to one prompt, which are compared with each other.
     num_generations: Annotated[Count, Field(ge=2, le=64)] = 8
     temperature: Annotated[Number, Field(gt=0, le=2)] = 1.0
-    # Weight of the KL to the model as it was; without it there is no reference.
+    # Weight of the KL to the base with the adapter off, also to one started from; 0: there is no reference.
     beta: Annotated[Number, Field(ge=0, le=2)] = 0.0
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"

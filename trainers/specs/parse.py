@@ -74,7 +74,7 @@ def parse_method(method: Any, hyperparameters: Any) -> Method:
         asked = kind.asked.model_validate(renamed | apart)
         job_fields = JobFields.model_validate(beside)
     except ValidationError as error:
-        raise _first_problem(error, path=path, given=given | beside, kind=kind) from None
+        raise _first_problem(error, path=path, given=given | beside | apart, kind=kind) from None
     check_combination(kind.name, asked, path=path, spell=lambda name: _spell(name, given=given))
     return Method(type=kind.name, hyperparameters=asked, ignored=ignored, job_fields=job_fields)
 
@@ -99,7 +99,7 @@ def _read_method(method: Any) -> tuple[MethodKind, Any, dict[str, Any]]:
             raise SpecError(
                 f"unknown field {key!r} in a {name} method", param=f"method.{key}", code="unknown_parameter"
             )
-    body = method.get(name) or {}
+    body = {} if method.get(name) is None else method[name]
     if not isinstance(body, dict):
         raise SpecError("must be an object", param=f"method.{name}")
     beside = METHODS[name].beside
@@ -110,7 +110,10 @@ def _read_method(method: Any) -> tuple[MethodKind, Any, dict[str, Any]]:
                 param=f"method.{name}.{key}",
                 code="unknown_parameter",
             )
-    return METHODS[name], body.get("hyperparameters") or {}, {key: body[key] for key in beside if key in body}
+    nested = body.get("hyperparameters")
+    if nested is not None and not isinstance(nested, dict):
+        raise SpecError("must be an object", param=f"method.{name}.hyperparameters")
+    return METHODS[name], nested or {}, {key: body[key] for key in beside if key in body}
 
 
 def _rename(given: dict[str, Any], *, known: Any, path: str) -> tuple[dict[str, Any], dict[str, str]]:

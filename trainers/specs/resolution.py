@@ -63,7 +63,8 @@ def _size_batch(method: Method, *, n_examples: int, nproc_per_node: int) -> tupl
         batch_size = _choose_batch(n_examples, unit=unit, answers=answers)
     share = batch_size // nproc_per_node
     if micro == "auto":
-        micro = _choose_micro_batch(share, kind.row_length(asked), least=kind.least_micro_batch)
+        row_tokens = kind.row_length(asked) + getattr(asked, "output_max_length", 0)
+        micro = _choose_micro_batch(share, row_tokens, least=kind.least_micro_batch)
     check_batch(batch_size, micro=micro, nproc_per_node=nproc_per_node, method=kind.name)
     if batch_size % answers:
         raise SpecError(
