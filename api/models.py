@@ -1,5 +1,7 @@
 """/v1/models: bases and fine-tuned models."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks
@@ -16,6 +18,7 @@ from api.settings import ApiSettings
 from api.sources import check_hub
 from db import adapters, registry, sources
 from db.errors import Conflict, NotFound
+from db.models import Model
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/models", tags=["Models"])
@@ -85,9 +88,23 @@ def _read_sources(body: ImportModel, settings: ApiSettings) -> list[str]:
 
 @router.get("/{model_id:path}", summary="Retrieve model")
 def retrieve_model(model_id: str, caller: CallerDep, database: DatabaseDep) -> ModelObject:
-    """A model and its lineage."""
+    """A model, its lineage, and what its training made of it."""
     with database.read() as session:
-        return render.model_object(registry.get(session, model_id, org_id=caller.org_id), caller)
+        model = registry.get(session, model_id, org_id=caller.org_id)
+    return render.model_object(model, caller, evaluation=_read_evaluation(model))
+
+
+def _read_evaluation(model: Model) -> dict[str, Any] | None:
+    """What training left beside the weights that it made; None where it left nothing."""
+    folder = {"merged": model.path, "checkpoint": model.adapter_path}.get(model.kind)
+    if folder is None:
+        return None
+    try:
+        return json.loads((Path(folder) / "evaluation.json").read_bytes())
+    except (
+        FileNotFoundError
+    ):  # nothing was held out and nothing asked, or the model is deleted at this moment
+        return None
 
 
 @router.delete("/{model_id:path}", summary="Delete model")

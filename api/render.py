@@ -144,7 +144,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
     }
 
 
-def model_object(model: Model, caller: Caller) -> ModelObject:
+def model_object(model: Model, caller: Caller, *, evaluation: dict[str, Any] | None = None) -> ModelObject:
     """A model as `caller` may see it."""
     return ModelObject.model_validate(
         {
@@ -160,6 +160,7 @@ def model_object(model: Model, caller: Caller) -> ModelObject:
             "details": model.details,
             "error": model.error,
             "source": model.source if caller.role == "admin" else None,
+            "evaluation": evaluation,
         }
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 _CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/(.+)")
 _MANIFEST = "MANIFEST.json"  # a checkpoint is complete when it has one
 _LOGS = {"log.txt": "logs/train.log", "merge.log": "logs/merge.log"}
-_METRICS = ("trainer_state.json", "train_results.json", "eval_results.json")
+_METRICS = ("trainer_state.json", "train_results.json", "eval_results.json", "evaluation.json")
 _MODEL = ("config.json", "generation_config.json")
 
 

@@ -231,7 +231,9 @@ class JobObject(BaseModel):
     status: JobStatus
     training_file: str
     validation_file: str | None
-    result_files: list[str] = Field(description="CSV of the metrics of every step, once training is over.")
+    result_files: list[str] = Field(
+        description="Once training is over: the metrics of every step as CSV, and evaluation.json if any."
+    )
     trained_tokens: int | None = Field(description="Once the job is over.")
     seed: int
     hyperparameters: dict[str, Any] | None = Field(
@@ -308,6 +310,11 @@ class ModelObject(BaseModel):
     details: dict[str, Any] | None
     error: dict[str, Any] | None
     source: str | None = Field(description="Where it came from; admins only.")
+    evaluation: dict[str, Any] | None = Field(
+        default=None,
+        description="`steps`: what held-out rows and fixed prompts showed before the training that made it, "
+        "at each checkpoint and after it. Only on single models.",
+    )
 
 
 class DeploymentObject(BaseModel):

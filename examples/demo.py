@@ -6,7 +6,6 @@ from what is there.
 """
 
 import json
-import math
 import operator
 import os
 import signal
@@ -41,7 +40,7 @@ PIPELINE, HELDOUT_FILE = EXAMPLES / "pipeline.yaml", EXAMPLES / "medical_qa_held
 # What a method is judged by on held-out rows, and whether it must not rise, or not fall. PPO samples its
 # answers, and in so few rounds chance moves their mean reward more than learning does.
 JUDGED_BY = {
-    "pretraining": ("perplexity", "valid_loss", operator.lt),
+    "pretraining": ("perplexity", "valid_perplexity", operator.lt),
     "supervised": ("loss", "valid_loss", operator.lt),
     "reward": ("pairs in order", "valid_accuracy", operator.ge),
     "ppo": ("mean reward", "valid_reward", None),
@@ -302,8 +301,6 @@ def print_stages(stages: list[Stage]) -> list[str]:
         before, after = metrics[f"{key}_before"], metrics[key]
         if expected and not expected(after, before):
             worse.append(stage.name)
-        if metric == "perplexity":
-            before, after = math.exp(before), math.exp(after)
         rows = next(event["data"] for event in stage.events if event["data"].get("code") == "prepared")
         spent_s, began = stage.job["finished_at"] - began, stage.job["finished_at"]
         table.add_row(

@@ -1,8 +1,9 @@
 """The handles of one attempt at one job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainers.evaluation import Evaluation
 from trainers.events import Events
 from trainers.exits import Outcome
 from trainers.ranks import StopRequest
@@ -18,3 +19,4 @@ class Attempt:
     events: Events
     stop: StopRequest
     outcome: Outcome
+    evaluation: Evaluation = field(default_factory=Evaluation)

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
+from trainers.answers import answer_prompts
 from trainers.artifacts import write_json
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint, rotate, seal, stage
@@ -68,6 +69,7 @@ class Guarded(Trainer):
         self.state = TrainerState.load_from_json(str(resume.path / _STATE_FILE))
         if self.eval_dataset is not None and self._evaluated_step != resume.step:
             self.evaluate()
+        self.answer()
         return {}
 
     def _recall(self, resume: Checkpoint) -> None:
@@ -77,6 +79,7 @@ class Guarded(Trainer):
         outcome.trained_tokens = self._total_train_tokens = progress["trained_tokens"]
         outcome.metrics.update(progress["metrics"])
         self._evaluated_step = progress["evaluated_step"]
+        self.attempt.evaluation.recall(resume.path)
 
     # Each step
 
@@ -125,14 +128,29 @@ class Guarded(Trainer):
         if any_rank(self.attempt.stop.requested)[0]:
             raise _EvaluationCut
 
+    def answer(self) -> None:
+        """Lets the model answer the fixed prompts as it is. Every rank calls it."""
+        with self.accelerator.autocast():  # the trainer casts in a forward that generating passes by
+            answered = answer_prompts(
+                self.model,
+                self.attempt,
+                tokenizer=self.processing_class,
+                step=self.state.global_step,
+                sharded=is_deepspeed_zero3_enabled(),
+            )
+        self.attempt.events.phase("training")
+        if not answered and self.state.global_step < self.state.max_steps:
+            self.stopped_early = self.control.should_training_stop = True
+
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002 - the trainer's signature
         """In place of the trainer's own, which writes where readers look and rotates by its own rules."""
         step = self.state.global_step
         root = self.attempt.run_dir / "checkpoints"
-        self.attempt.events.phase("saving")
         self._check_weights()
+        self.answer()
+        self.attempt.events.phase("saving")
         self.store_flos()
         staged = root / f"step-{step}.tmp"
         if rank() == 0:
@@ -159,6 +177,7 @@ class Guarded(Trainer):
             "evaluated_step": self._evaluated_step,
         }
         write_json(staged / _PROGRESS_FILE, progress)
+        self.attempt.evaluation.write(staged)
         sealed = seal(
             staged,
             step=step,
@@ -231,10 +250,14 @@ def widen_trained(model: Any) -> None:
 
 
 class _Pace(TrainerCallback):
-    """Decides at the end of a step what else happens at it."""
+    """Decides what else happens, before the first step and at the end of each."""
 
     def __init__(self, trainer: Guarded):
         self._trainer = trainer
+
+    def on_train_begin(self, _args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        if state.global_step == 0:
+            self._trainer.answer()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -278,6 +301,9 @@ class _Report(TrainerCallback):
             metrics.update(
                 {f"{name}_before": value for name, value in data.items() if name.startswith("valid_")}
             )
+        held_out = {name: value for name, value in data.items() if name.startswith("valid_")}
+        if held_out:
+            self._attempt.evaluation.note(state.global_step, **held_out)
         told = ("train_", "valid_", "full_valid_")
         metrics.update({name: value for name, value in data.items() if name.startswith(told)})
         self._attempt.events.metrics(state.global_step, total_steps=state.max_steps, data=data)

@@ -35,6 +35,7 @@ from trainers.adapters import (
     load_tokenizer,
 )
 from trainers.artifacts import Refused, count_bytes, digest_folder, publish_folder, report_outcome, write_json
+from trainers.evaluation import EVALUATION_FILE
 from trainers.specs import SpecError, load_run_spec
 from trainers.specs.parameters import Resolved
 from trainers.vocabulary import add_rows, count_rows
@@ -65,9 +66,10 @@ def merge_run(run_dir: Path, *, out_dir: Path) -> dict[str, Any]:
         raise Refused("wrong_base", f"{base_dir} is no longer the model that the run was trained on.")
     head: Head = "score" if spec.method == "reward" else "lm"
     settings, trained = spec.settings(), run_dir / "output"
+    kept = trained / EVALUATION_FILE
     if not settings.use_peft:
-        return publish_whole(base_dir, trained_dir=trained, out_dir=out_dir, head=head)
-    report = merge_adapters(base_dir, adapter_dirs=[trained], out_dir=out_dir, head=head)
+        return publish_whole(base_dir, trained_dir=trained, out_dir=out_dir, head=head, evaluation=kept)
+    report = merge_adapters(base_dir, adapter_dirs=[trained], out_dir=out_dir, head=head, evaluation=kept)
     report["warnings"] += describe_quantization(settings)
     return report
 
@@ -85,20 +87,27 @@ def describe_quantization(settings: Resolved) -> list[dict[str, str]]:
 
 
 def merge_adapters(
-    base_dir: Path, *, adapter_dirs: Sequence[Path], out_dir: Path, head: Head = "lm"
+    base_dir: Path,
+    *,
+    adapter_dirs: Sequence[Path],
+    out_dir: Path,
+    head: Head = "lm",
+    evaluation: Path | None = None,
 ) -> dict[str, Any]:
-    """Merge, save, reload and verify. `out_dir` appears only when everything agreed.
+    """Merge, save, reload and verify. `out_dir` appears only when everything agreed, with `evaluation` in it.
 
     Each adapter is merged into the result of the one before, and compared, before the next is read. Of
     several, the report has the facts of each in `adapters`, and at its top those of the least exact.
     """
-    with _published(out_dir) as work_dir:
+    with _published(out_dir, evaluation=evaluation) as work_dir:
         return _merge_into(work_dir, base_dir=base_dir, adapter_dirs=adapter_dirs, head=head)
 
 
-def publish_whole(base_dir: Path, *, trained_dir: Path, out_dir: Path, head: Head = "lm") -> dict[str, Any]:
+def publish_whole(
+    base_dir: Path, *, trained_dir: Path, out_dir: Path, head: Head = "lm", evaluation: Path | None = None
+) -> dict[str, Any]:
     """A model of which all weights were trained: narrow it to the base's dtype, save, reload and verify."""
-    with _published(out_dir) as work_dir:
+    with _published(out_dir, evaluation=evaluation) as work_dir:
         tokenizer = _load_own_tokenizer(trained_dir)
         prompts = encode_prompts(tokenizer)
         base = load_model(base_dir, head=head)
@@ -124,13 +133,18 @@ def publish_whole(base_dir: Path, *, trained_dir: Path, out_dir: Path, head: Hea
 
 
 @contextmanager
-def _published(out_dir: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `out_dir` when nothing was raised."""
+def _published(out_dir: Path, *, evaluation: Path | None) -> Iterator[Path]:
+    """A folder to write in, which becomes `out_dir` when nothing was raised.
+
+    evaluation: a file that goes with the model, if it is there.
+    """
     if out_dir.exists():
         raise Refused("output_exists", f"{out_dir} already exists.")
     work_dir = out_dir.with_name(out_dir.name + ".tmp")
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
+    if evaluation is not None and evaluation.is_file():
+        shutil.copyfile(evaluation, work_dir / EVALUATION_FILE)
     try:
         yield work_dir
         publish_folder(work_dir, out_dir)

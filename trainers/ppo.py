@@ -136,7 +136,7 @@ class PpoTrainer:
         attempt.events.phase("saving")
         summary = {k: v for k, v in outcome.metrics.items() if k.startswith("train_")}
         summary["train_runtime"] = time.perf_counter() - began
-        recipe.save_output(attempt.run_dir, trainer=self._learner, summary=summary, metrics=outcome.metrics)
+        recipe.save_output(attempt, trainer=self._learner, summary=summary)
         self._report.close()
         outcome.reason, outcome.message = "done", f"trained for {outcome.step} steps"
 
@@ -149,6 +149,8 @@ class PpoTrainer:
             if valid_rows is not None and (last or step % settings.eval_steps == 0):
                 self._evaluate(valid_rows, may_stop=not last)
             if last or step % settings.save_steps == 0:
+                if not self._learner.answer(self._attempt) and not last:
+                    raise RoundCut
                 self._save()
             if last:
                 return

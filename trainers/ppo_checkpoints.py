@@ -11,6 +11,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
+from trainers.answers import answer_prompts
 from trainers.artifacts import write_json
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint, rotate, seal, stage
@@ -63,6 +64,13 @@ class Learner:
             parameter.copy_(weights)
         self.optimizer.load_state_dict(earlier.optimizer)
 
+    def answer(self, attempt: Attempt) -> bool:
+        """Lets the policy answer the fixed prompts as it is. Every rank calls it. False: a stop came."""
+        step = self.state.global_step
+        answered = answer_prompts(self.policy.model, attempt, tokenizer=self.tokenizer, step=step)
+        attempt.events.phase("training")
+        return answered
+
     def write_adapter(self, folder: Path) -> None:
         """The policy's adapter and the tokenizer, without value head or reward. Every rank calls it."""
         if rank() == 0:
@@ -99,6 +107,7 @@ def save_checkpoint(learner: Learner, attempt: Attempt, *, keep: int) -> None:
             "metrics": outcome.metrics,
         }
         write_json(staged / _PROGRESS_FILE, progress)
+        attempt.evaluation.write(staged)
         sealed = seal(
             staged,
             step=step,
@@ -133,3 +142,4 @@ def restore(learner: Learner, attempt: Attempt, resume: Checkpoint) -> None:
     attempt.outcome.step = resume.step
     attempt.outcome.trained_tokens = progress["trained_tokens"]
     attempt.outcome.metrics.update(progress["metrics"])
+    attempt.evaluation.recall(path)

@@ -45,6 +45,7 @@ class PpoReport:
             metrics["valid_reward_before"] = reward
         metrics.update(data)
         self._state.log_history.append({"step": step, **data})
+        self._attempt.evaluation.note(step, valid_reward=reward)
         self._attempt.events.metrics(step, total_steps=self._state.max_steps, data=data)
 
     def has_evaluated(self) -> bool:

@@ -53,6 +53,7 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
     spec = load_run_spec(run_dir)
     events.phase("preparing")
     # Only now: what is wrong with the spec is told without torch.
+    from trainers.eval_prompts import choose_prompts
     from trainers.run_tokenizer import obtain_tokenizer, report_compression
 
     train, validation = choose_inputs(spec, events=events)
@@ -71,6 +72,7 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
         prepared["validation"] = str(folder)
         prepared["validation_counts"] = asdict(validation_counts)
         prepared["cache_hit"]["validation"] = hit
+    prepared["prompts"] = choose_prompts(spec, tokenizer, validation)
     checkpoint = pick_checkpoint(run_dir, spec=spec, events=events)
     prepared["resume_from"] = str(checkpoint.path) if checkpoint else None
     write_json(run_dir / "prepared.json", prepared)

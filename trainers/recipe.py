@@ -164,7 +164,7 @@ def carry_out(trainer: Guarded, *, resume: Checkpoint | None, dtype: torch.dtype
         outcome.message = f"stopped after step {outcome.step} of {trainer.args.max_steps}"
         return
     events.phase("saving")
-    save_output(attempt.run_dir, trainer=trainer, summary=summary, metrics=outcome.metrics)
+    save_output(attempt, trainer=trainer, summary=summary)
     outcome.reason, outcome.message = "done", f"trained for {outcome.step} steps"
 
 
@@ -263,10 +263,9 @@ class Trained(Protocol):
         ...
 
 
-def save_output(
-    run_dir: Path, *, trainer: "Trained", summary: dict[str, float], metrics: dict[str, Any]
-) -> None:
+def save_output(attempt: Attempt, *, trainer: "Trained", summary: dict[str, float]) -> None:
     """Publishes RUN_DIR/output: the adapter with its tokenizer, and what the reference's users look for."""
+    run_dir, metrics = attempt.run_dir, attempt.outcome.metrics
     work, target = run_dir / "output.tmp", run_dir / "output"
     if rank() == 0:
         for leftover in (work, target):
@@ -278,5 +277,6 @@ def save_output(
         write_json(work / "train_results.json", summary)
         if any(name.startswith("valid_") for name in metrics):
             write_json(work / "eval_results.json", {k: v for k, v in metrics.items() if "valid" in k})
+        attempt.evaluation.write(work)
         publish_folder(work, target)
     barrier()

@@ -15,7 +15,11 @@ from trainers import recipe
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
 from trainers.data import load_tokenizer
+from trainers.events import drop_nonfinite
 from trainers.loop import Guarded
+
+_SHOWN_PAIRS = 3  # whose scores are kept, with their texts
+_SHOWN_CHARS = 2000  # of each text
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
@@ -80,6 +84,24 @@ class PairwiseTrainer(Guarded, RewardTrainer):
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # tokenized already
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        scores: Any = output.predictions
+        rows: Any = self.eval_dataset
+        shown = range(min(_SHOWN_PAIRS, len(rows)))
+        pairs = [self._describe_pair(rows[i], scores[i].tolist()) for i in shown]
+        self.attempt.evaluation.note(self.state.global_step, pairs=pairs)
+        return output
+
+    def _describe_pair(self, row: dict[str, list[int]], scores: list[float]) -> dict[str, Any]:
+        """A held-out pair as the model reads it, and what it thinks of both answers."""
+        tokenizer: Any = self.processing_class
+        texts = {
+            name: tokenizer.decode(row[f"{name}_ids"], skip_special_tokens=True).strip()[:_SHOWN_CHARS]
+            for name in ("prompt", "chosen", "rejected")
+        }
+        return drop_nonfinite(texts | {"chosen_score": scores[0], "rejected_score": scores[1]})
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any

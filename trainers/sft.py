@@ -1,7 +1,7 @@
 """Supervised fine-tuning: a LoRA adapter, with TRL's trainer and our data, events and checkpoints."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -59,6 +59,8 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
 class PerTokenTrainer(Guarded, SFTTrainer):
     """Evaluates per token, so that the result depends on neither the batches nor the number of ranks."""
 
+    reported: ClassVar = Guarded.reported | {"perplexity": "perplexity"}
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self._eval_losses: list[torch.Tensor] = []
         self._eval_tokens: list[torch.Tensor] = []
@@ -67,7 +69,9 @@ class PerTokenTrainer(Guarded, SFTTrainer):
         loss: Any = self.accelerator.reduce(torch.stack(self._eval_losses).sum(), "sum")
         accuracies = torch.tensor(self._metrics["eval"]["mean_token_accuracy"], device=counts.device)
         assert output.metrics is not None
-        output.metrics[f"{metric_key_prefix}_loss"] = (loss / counts.sum()).item()
+        mean_loss = loss / counts.sum()
+        output.metrics[f"{metric_key_prefix}_loss"] = mean_loss.item()
+        output.metrics[f"{metric_key_prefix}_perplexity"] = mean_loss.double().exp().item()
         self._metrics["eval"]["mean_token_accuracy"] = [((accuracies * counts).sum() / counts.sum()).item()]
         return output
 

@@ -1,4 +1,4 @@
-"""The result file of a job: its metrics as CSV, in the columns that OpenAI's fine-tuning jobs have."""
+"""The result files of a job: its metrics as CSV, in OpenAI's columns, and how it was evaluated as JSON."""
 
 import csv
 import io
@@ -10,7 +10,8 @@ from db import events, files, jobs
 from db.blobs import BlobWriter
 from db.models import Job
 
-FILENAME = "step_metrics.csv"
+METRICS_FILE = "step_metrics.csv"
+EVALUATION_FILE = "evaluation.json"
 _COLUMNS = {
     "step": "step",
     "train_loss": "train_loss",
@@ -20,16 +21,26 @@ _COLUMNS = {
 }
 
 
-def write(session: Session, job_id: str, *, blobs_dir: Path) -> None:
-    """Store the metrics of a job as a file and name it in the job. Call under the lease."""
+def write(session: Session, job_id: str, *, blobs_dir: Path, output_dir: Path) -> None:
+    """Store the metrics of a job, and its evaluation if its output has one, and name the files in the job.
+
+    Call under the lease.
+    """
     job = session.get_one(Job, job_id)
+    found = {METRICS_FILE: _to_csv(session, job_id)}
+    evaluation = output_dir / EVALUATION_FILE
+    if evaluation.is_file():
+        found[EVALUATION_FILE] = evaluation.read_bytes()
+    made = [_store(session, job, name, data, blobs_dir=blobs_dir) for name, data in found.items()]
+    jobs.set_result_files(session, job, made)
+
+
+def _store(session: Session, job: Job, name: str, data: bytes, *, blobs_dir: Path) -> str:
     with BlobWriter(blobs_dir, job.org_id) as writer:
-        writer.write(_to_csv(session, job_id))
+        writer.write(data)
         writer.sync()
-        file = files.create(
-            session, writer, org_id=job.org_id, filename=FILENAME, purpose=files.RESULTS_PURPOSE
-        )
-    jobs.set_result_files(session, job, [file.id])
+        file = files.create(session, writer, org_id=job.org_id, filename=name, purpose=files.RESULTS_PURPOSE)
+    return file.id
 
 
 def _to_csv(session: Session, job_id: str) -> bytes:

@@ -127,7 +127,10 @@ def finish(session: Session, lease: Lease, *, exit_: dict[str, Any] | None, drai
     if asked == "cancel":
         jobs.cancel(session, lease, exit_=exit_)
     elif reason == "done":
-        results.write(session, lease.subject_id, blobs_dir=DatabaseSettings().blobs_dir)
+        output_dir = run_dir_of(lease.subject_id, lease.token) / "output"
+        results.write(
+            session, lease.subject_id, blobs_dir=DatabaseSettings().blobs_dir, output_dir=output_dir
+        )
         jobs.finish_training(session, lease, exit_=exit_ or {})
     elif asked == "pause" and reason not in _FINAL_REASONS:
         jobs.pause(session, lease, exit_=exit_)

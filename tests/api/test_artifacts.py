@@ -22,6 +22,7 @@ TREE = {
     "output/trainer_state.json": ("trainer_state.json", "metrics"),
     "output/train_results.json": ("train_results.json", "metrics"),
     "output/eval_results.json": ("eval_results.json", "metrics"),
+    "output/evaluation.json": ("evaluation.json", "metrics"),
     "output.tmp/adapter_model.safetensors": None,
     "checkpoints/step-5/MANIFEST.json": ("checkpoint-5/MANIFEST.json", "checkpoint"),
     "checkpoints/step-5/adapter_model.safetensors": ("checkpoint-5/adapter_model.safetensors", "checkpoint"),

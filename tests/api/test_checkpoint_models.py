@@ -1,5 +1,6 @@
 """Checkpoints are models: listed and deployed under their names, as long as their files are there."""
 
+import json
 import shutil
 
 import pytest
@@ -56,7 +57,11 @@ def test_a_checkpoint_has_the_name_of_the_model_to_be(client, world, body):
         "details": {"context_length": 2048, "head": "lm"},
         "error": None,
         "source": None,
+        "evaluation": None,
     }
+    evaluation = {"steps": [{"step": 5, "valid_loss": 1.0}]}
+    (world.settings.runs_dir / job / "1" / "step-5" / "evaluation.json").write_text(json.dumps(evaluation))
+    assert client.get(f"/v1/models/{older}").json()["evaluation"] == evaluation
     assert {newest, older, model} < {listed["id"] for listed in client.get("/v1/models").json()["data"]}
 
 

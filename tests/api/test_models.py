@@ -1,5 +1,7 @@
 """Models: bases that admins import, results of jobs, and ids with every character that ids have."""
 
+import json
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -28,6 +30,19 @@ def test_list_and_lineage(client, tuned, as_admin):
     assert merged.items() >= (expected | {"digest": "d2", "owned_by": "org-default", "source": None}).items()
     assert isinstance(merged["created"], int)
     assert client.get(MODELS, headers=as_admin).json()["data"][0]["source"] == "/source"
+
+
+def test_a_model_tells_how_it_was_evaluated(client, world, tuned, as_stranger):
+    assert client.get(f"{MODELS}/{tuned}").json()["evaluation"] is None
+    answer = {"prompt": "Hello", "answer": "Hi\u0000 \U0001f600", "finish_reason": "stop"}
+    evaluation = {"steps": [{"step": 0, "valid_loss": None}, {"step": 4, "answers": [answer]}]}
+    with world.database.read() as session:
+        path = registry.get(session, tuned, org_id="org-default").path
+    (Path(path) / "evaluation.json").write_text(json.dumps(evaluation))
+    assert client.get(f"{MODELS}/{tuned}").json()["evaluation"] == evaluation
+    assert {model["evaluation"] for model in client.get(MODELS).json()["data"]} == {None}
+    assert client.get(f"{MODELS}/org/base").json()["evaluation"] is None
+    assert client.get(f"{MODELS}/{tuned}", headers=as_stranger).status_code == 404
 
 
 def test_ids_raw_and_percent_encoded(client, tuned):

@@ -8,7 +8,14 @@ from openai import BadRequestError, OpenAI
 
 from tests.stack import Stack, wait_for
 
-HYPERPARAMETERS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.01, "max_length": 128, "save_steps": 5}
+HYPERPARAMETERS = {
+    "n_epochs": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "max_length": 128,
+    "save_steps": 10,
+    "eval_max_tokens": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,27 @@ def test_the_tuned_model_differs_from_its_base(client: OpenAI, tuned: str) -> No
     models = {model.id: model for model in client.models.list()}
     assert models[tuned].to_dict()["parent"] == "tiny"
     assert models[tuned].to_dict()["digest"] != models["tiny"].to_dict()["digest"]
+
+
+def test_the_model_tells_how_it_was_evaluated(client: OpenAI, tuned: str) -> None:
+    evaluation = client.models.retrieve(tuned).to_dict()["evaluation"]
+    steps = {facts["step"]: facts for facts in evaluation["steps"]}  # type: ignore[index, call-overload]
+    assert list(steps) == [0, 10, 20, 30, 32]
+    assert steps[32]["valid_perplexity"] < steps[0]["valid_perplexity"]
+    rows = [f"Patient {i} has" for i in range(3)]
+    for facts in steps.values():
+        assert [
+            answer["prompt"][: len(row)] for answer, row in zip(facts["answers"], rows, strict=True)
+        ] == rows
+    job = next(job for job in client.fine_tuning.jobs.list() if job.fine_tuned_model == tuned)
+    assert json.loads(client.files.content(job.result_files[1]).text) == evaluation
+    saved = client.fine_tuning.jobs.checkpoints.list(job.id).data[0]
+    assert saved.metrics.to_dict()["valid_perplexity"] == steps[32]["valid_perplexity"]
+    checkpoint = client.models.retrieve(saved.fine_tuned_model_checkpoint).to_dict()
+    assert checkpoint["evaluation"] == evaluation
+    events = [event for event in client.fine_tuning.jobs.list_events(job.id, limit=100) if event.data]
+    told = [event.data for event in events if event.data.get("code") == "evaluation"]  # type: ignore[attr-defined]
+    assert told[-1] == {"code": "evaluation", "step": 0, "answers": steps[0]["answers"]}
 
 
 def test_a_bad_line_is_named_and_fails_the_job(client: OpenAI, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.tiny import chat_rows
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 LORA = {"learning_rate": 5e-3, "batch_size": 8, "n_epochs": 3}
+ANSWERS = {"eval_max_tokens": 8}  # a reward model takes none
 
 
 def preferences(count: int) -> list[dict]:
@@ -54,12 +55,13 @@ class Service:
         self, method: str, model: str, file: str, *, grader: dict | None = None, **settings: Any
     ) -> dict:
         beside = {"grader": grader} if grader else {}
+        more = {} if method == "reward" else ANSWERS
         body = {
             "model": model,
             "training_file": file,
             "validation_file": file,
             "suffix": method[:4],
-            "method": {"type": method, method: {"hyperparameters": LORA | settings, **beside}},
+            "method": {"type": method, method: {"hyperparameters": LORA | more | settings, **beside}},
         }
         made = self.http.post("/fine_tuning/jobs", json=body)
         assert made.status_code == 200, made.text
@@ -117,6 +119,12 @@ def test_from_plain_text_to_an_aligned_model_that_answers(service: Service) -> N
     lineage = [models[job["fine_tuned_model"]]["parent"] for job in jobs]
     assert lineage == ["tiny", pretrained["fine_tuned_model"], *[tuned["fine_tuned_model"]] * 4]
     assert {models[job["fine_tuned_model"]]["root"] for job in jobs} == {"tiny"}
+    for job in jobs:
+        model = service.http.get(f"/models/{job['fine_tuned_model']}").json()
+        before, *_, after = model["evaluation"]["steps"]
+        told = "pairs" if job is judge else "answers"
+        count = 1 if job is pretrained else 3  # all lines of the text open alike
+        assert (before["step"], len(before[told]), len(after[told])) == (0, count, count)
     question = {"messages": [{"role": "user", "content": "How is case 3 treated?"}], "max_tokens": 8}
     answer = service.http.post("/chat/completions", json=question | {"model": aligned["fine_tuned_model"]})
     assert answer.status_code == 200, answer.text

@@ -48,6 +48,8 @@ def refusal(method: str = "supervised", **hyperparameters: object) -> SpecError:
         ("kto", {"use_peft": False}, "use_peft", "its own reference"),
         ("kto", {"batch_size": 1}, "batch_size", "at least 2"),
         ("kto", {"per_device_train_batch_size": 1}, "per_device_train_batch_size", "at least 2"),
+        ("reward", {"eval_prompts": ["Hello"]}, "eval_prompts", "answers nothing"),
+        ("reward", {"eval_max_tokens": 8}, "eval_max_tokens", "answers nothing"),
         ("ppo", {"dtype": "float16"}, "dtype", "would vanish"),
         ("ppo", {"fp16": True}, "fp16", "would vanish"),
         ("grpo", {"batch_size": 12}, "batch_size", "multiple of num_generations"),

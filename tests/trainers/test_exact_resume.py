@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_sft import StopAt
 from trainers.ranks import StopRequest
@@ -20,7 +21,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "block_size": 32,
     },
     "reward": {"rows": pairs(20), "valid_rows": pairs(6, seed=1)},
-    "dpo": {"rows": pairs(20), "valid_rows": pairs(6, seed=1)},
+    "dpo": {
+        "rows": pairs(20),
+        "valid_rows": pairs(6, seed=1),
+        "eval_prompts": ["How is case 3 treated?"],
+        "eval_max_tokens": 8,
+    },
     "kto": {"rows": pairs(10), "valid_rows": pairs(6, seed=1)},
 }
 
@@ -53,3 +59,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_run, curve_of, method: 
     for name, value in whole["metrics"].items():
         if "valid" in name:
             assert end["metrics"][name] == value, name
+    if "eval_prompts" in METHODS[method]:
+        # The stop came while step 4 was evaluated.
+        known, whole_known = (steps_of(folder / "output") for folder in (second, straight))
+        assert all("answers" in whole_known[step] for step in (0, 4, 8))
+        assert known == {step: facts for step, facts in whole_known.items() if step != 4}

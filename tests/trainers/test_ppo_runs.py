@@ -17,11 +17,13 @@ from transformers import (
     AutoTokenizer,
 )
 
+from tests.tiny import chat_rows
 from tests.trainers.judged import (
     QUESTIONS,
     build_steerable_model,
     make_reward_model,
 )
+from tests.trainers.test_evaluation import steps_of
 from trainers import recipe
 from trainers.checkpoints import list_checkpoints
 from trainers.merge import merge_run
@@ -73,6 +75,8 @@ def test_a_run_from_spec_to_a_merged_model(make_ppo_run, events_of, reward_run: 
         gradient_checkpointing=True,
         n_valid=3,
         eval_steps=2,
+        eval_prompts=None,
+        eval_max_tokens=8,
     )
     end = train(run_dir)
     assert (end["reason"], end["step"]) == ("done", 3)
@@ -110,6 +114,15 @@ def test_a_run_from_spec_to_a_merged_model(make_ppo_run, events_of, reward_run: 
     report = merge_run(run_dir, out_dir=tmp_path / "merged")
     assert report["adapter_rel_effect"] > 0
     assert not list((run_dir / "output").rglob("*.pt"))
+    steps = steps_of(tmp_path / "merged")
+    assert {step: sorted(facts) for step, facts in steps.items()} == {
+        0: ["answers", "step", "valid_reward"],
+        2: ["step", "valid_reward"],
+        3: ["answers", "step", "valid_reward"],
+    }
+    assert [answer["prompt"] for answer in steps[3]["answers"]] == [
+        row["messages"][0]["content"] for row in chat_rows(43)[40:]
+    ]
 
 
 class StopAt(StopRequest):
@@ -142,6 +155,8 @@ INTERRUPTED = {
     "target_kl": 0.01,
     "lr_scheduler_type": "linear",
     "n_valid": 3,
+    "eval_prompts": ["What helps with a rash?"],
+    "eval_max_tokens": 8,
 }
 
 
@@ -155,6 +170,8 @@ def assert_goes_on(first: Path, second: Path, straight: Path, events_of: Callabl
     assert len(coefficients) == 6
     assert end["metrics"] == whole["metrics"]
     assert end["trained_tokens"] == whole["trained_tokens"]
+    assert list(steps_of(second / "output")) == [0, 2, 3, 4, 6]
+    assert steps_of(second / "output") == steps_of(straight / "output")
     for name in ("adapter_model.safetensors", "value_head.safetensors"):
         ours = load_file(second / "checkpoints" / "step-6" / name)
         theirs = load_file(straight / "checkpoints" / "step-6" / name)

@@ -24,7 +24,7 @@ def train(run_dir: Path) -> dict:
     return json.loads((run_dir / "exit.json").read_text())
 
 
-def test_perplexity_falls_and_the_result_merges(make_run, tmp_path: Path) -> None:
+def test_perplexity_falls_and_the_result_merges(make_run, events_of, tmp_path: Path) -> None:
     run_dir = make_run(
         method="pretraining",
         rows=rows(TEXTS),
@@ -34,7 +34,10 @@ def test_perplexity_falls_and_the_result_merges(make_run, tmp_path: Path) -> Non
         n_epochs=4,
     )
     metrics = train(run_dir)["metrics"]
-    assert math.exp(metrics["valid_loss"]) < 0.5 * math.exp(metrics["valid_loss_before"])
+    assert metrics["valid_perplexity"] < 0.5 * metrics["valid_perplexity_before"]
+    assert metrics["valid_perplexity"] == pytest.approx(math.exp(metrics["valid_loss"]), rel=1e-6)
+    saved = events_of(run_dir, "checkpoint")[-1]["metrics"]
+    assert saved["valid_perplexity"] == metrics["valid_perplexity"]
     assert merge_run(run_dir, out_dir=tmp_path / "merged")["warnings"] == []
 
 

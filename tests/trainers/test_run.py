@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
 from trainers.checkpoints import Checkpoint, list_checkpoints, verify
 from trainers.exits import Outcome, explain, write_exit
@@ -75,22 +76,27 @@ def test_torchrun_trains_to_the_end(make_run, curve_of, nproc: int) -> None:
 def test_two_ranks_see_the_losses_of_one(make_run, curve_of, method: str) -> None:
     """The first batches; later the second rank fills up the last batch of an epoch."""
     data: dict = {
-        "supervised": {"n_valid": 7},
+        "supervised": {"n_valid": 7, "eval_prompts": None, "eval_max_tokens": 8},
         "pretraining": {"rows": plain(60), "valid_rows": plain(9), "block_size": 64},
         "reward": {"rows": pairs(24), "valid_rows": pairs(7, seed=1)},
         "dpo": {"rows": pairs(24), "valid_rows": pairs(8, seed=1)},
     }[method]
-    ends = []
+    ends, known = [], []
     for nproc in (1, 2):
         run_dir = make_run(str(nproc), method=method, nproc=nproc, micro_batch_size=2, max_steps=4, **data)
         assert launch(run_dir, nproc=nproc).wait(LIMIT_S) == 0
         ends.append((curve_of(run_dir), exit_of(run_dir)["metrics"]))
+        known.append(steps_of(run_dir / "output"))
     (one, metrics_one), (two, metrics_two) = ends
     assert two == pytest.approx(one, rel=1e-5)
     names = {name for name in metrics_one if name.startswith("valid_")}
     assert {"valid_loss", "valid_loss_before"} < names
     for name in names:
         assert metrics_two[name] == pytest.approx(metrics_one[name], rel=1e-4, abs=1e-6), name
+    for step in (0, 4):
+        texts = [[answer["answer"] for answer in steps[step].get("answers", ())] for steps in known]
+        assert texts[0] == texts[1]
+        assert len(texts[0]) == (3 if method == "supervised" else 0)
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.long)])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainers.test_combinations import REFERENCE
+from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_run import LIMIT_S, exit_of, launch
 from tests.trainers.test_sft import equal, train
@@ -28,6 +29,7 @@ OFFLOAD = {
 }
 # As "zero3", but without the exception for small weights, which would be all of the tiny model's.
 ZERO3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+ASKED = {"eval_prompts": None, "eval_max_tokens": 6}
 PAIRS = {"rows": pairs(24), "valid_rows": pairs(8, seed=1)}
 
 
@@ -46,8 +48,8 @@ def run_ranks(run_dir: Path, *, nproc: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "zero", "more"),
     [
-        ("supervised", "zero2", {"micro_batch_size": 1}),  # in two passes
-        ("supervised", ZERO3, {"gradient_checkpointing": True}),
+        ("supervised", "zero2", {"micro_batch_size": 1} | ASKED),  # in two passes
+        ("supervised", ZERO3, {"gradient_checkpointing": True} | ASKED),
         ("supervised", "zero3", {}),
         ("supervised", OFFLOAD, {}),
         ("supervised", "zero2", {"load_in_4bit": True}),
@@ -60,7 +62,7 @@ def run_ranks(run_dir: Path, *, nproc: int = 2) -> dict[str, Any]:
         ("supervised", ZERO3, {"use_peft": False}),
         ("supervised", "zero2", {"use_peft": False}),
         ("dpo", ZERO3, PAIRS | {"use_peft": False}),
-        ("supervised", ZERO3, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("supervised", ZERO3, {"modules_to_save": ["embed_tokens", "lm_head"]} | ASKED),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -73,6 +75,11 @@ def test_sharded_ranks_learn_what_one_process_learns(
     assert curve_of(two) == pytest.approx(curve_of(one), rel=1e-5)
     for name in (name for name in metrics_one if name.startswith("valid_")):
         assert metrics_two[name] == pytest.approx(metrics_one[name], rel=1e-4, abs=1e-5), name
+    if "eval_prompts" in more:
+        assert list(steps_of(two / "output")) == [0, 4]
+        for step, facts in steps_of(two / "output").items():
+            assert len(facts["answers"]) == 3
+            assert facts["answers"] == steps_of(one / "output")[step]["answers"]
     whole, gathered = weights_of(one), weights_of(two)
     assert gathered.keys() == whole.keys()
     for name in whole:

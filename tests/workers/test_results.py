@@ -1,16 +1,15 @@
-"""The result file of a job: OpenAI's columns, a line a step, stored once training is over."""
+"""The result files of a job: OpenAI's columns, a line a step, and its evaluation, once training is over."""
 
 import csv
 import io
 
 import pytest
-from sqlalchemy import select
 
 from db import blobs, events, jobs, tasks
 from db.models import File
 from db.settings import DatabaseSettings
 from tests.db.world import World
-from workers.train import finish
+from workers.train import finish, run_dir_of
 
 EXIT = {"reason": "done", "message": "", "step": 3, "trained_tokens": 5, "metrics": {}}
 
@@ -27,7 +26,11 @@ def report(world: World, job_id: str, *records: dict[str, float | None]) -> None
             events.add(session, job, "Step", type_="metrics", data=dict(record))
 
 
-def test_metrics_of_every_step_become_a_file(world: World) -> None:
+def read(file: File) -> str:
+    return blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, file.sha256).read_text()
+
+
+def test_metrics_of_every_step_and_the_evaluation_become_files(world: World) -> None:
     job = world.add_job()
     lease = world.take()
     report(
@@ -41,19 +44,28 @@ def test_metrics_of_every_step_become_a_file(world: World) -> None:
         {"step": 10, "train_loss": None},  # not a finite number
     )
     assert world.job(job.id).result_files is None
+    evaluation = '{"steps": [{"step": 0, "valid_loss": 3.0}]}'
+    output = run_dir_of(job.id, lease.token) / "output"
+    output.mkdir(parents=True)
+    (output / "evaluation.json").write_text(evaluation)
     with tasks.fenced(world.database, lease) as session:
         finish(session, lease, exit_=EXIT, draining=False)
 
     named = world.job(job.id).result_files
     assert named is not None
     with world.database.read() as session:
-        file = session.scalars(select(File).where(File.id.in_(named))).one()
+        file, other = (session.get_one(File, file_id) for file_id in named)
+    assert (other.purpose, other.filename, read(other)) == (
+        "fine-tune-results",
+        "evaluation.json",
+        evaluation,
+    )
     assert (file.purpose, file.status, file.filename) == (
         "fine-tune-results",
         "processed",
         "step_metrics.csv",
     )
-    text = blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, file.sha256).read_text()
+    text = read(file)
     assert text.splitlines()[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
     assert [list(row.values()) for row in csv.DictReader(io.StringIO(text))] == [
         ["0", "", "", "3.0", "0.1"],

@@ -132,6 +132,16 @@ RULES = (
         lambda _, asked: asked.init_adapter is not None and zero_stage(asked.deepspeed) == 3,
         "an adapter cannot be read into weights that ZeRO-3 has spread over the processes; use zero2",
     ),
+    *(
+        Rule(
+            name,
+            lambda method, asked, name=name: (
+                method == "reward" and getattr(asked, name) not in (_default(asked, name), [])
+            ),
+            "a reward model answers nothing: the scores of the first held-out pairs are kept instead",
+        )
+        for name in ("eval_prompts", "eval_max_tokens")
+    ),
     Rule(
         "deepspeed",
         lambda method, asked: asked.deepspeed is not None and method not in SHARDED_METHODS,

@@ -10,6 +10,7 @@ from trainers.specs.zero import ZeroConfig
 
 # What two adapters must share for the weights of one to be those of the other.
 ADAPTER_SHAPE = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
+EvalPrompt = Annotated[str, Field(min_length=1, max_length=2000)]
 ChatTemplate = Literal["alpaca", "chatml", "llama3", "mistral", "qwen", "vicuna"]
 
 
@@ -23,6 +24,10 @@ class Training(Strict):
     # Percent of the training rows that are held out, at least one, and evaluated in place of a validation
     # file. The seed decides which.
     validation_split_percentage: Annotated[Number, Field(ge=0, le=50)] = 0.0
+    # Answered before training, at each checkpoint and at the end. Each is a user's message, or plain text to
+    # go on from; by default they are of the first validation rows, and an empty list asks for none.
+    eval_prompts: Annotated[list[EvalPrompt], Field(max_length=16)] | None = None
+    eval_max_tokens: Annotated[Count, Field(ge=1, le=512)] = 64  # of such an answer
     warmup_ratio: Annotated[Number, Field(ge=0, le=0.5)] = 0.03
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"

@@ -11,6 +11,8 @@ from trainers.specs.methods import METHODS, MethodKind
 from trainers.specs.names import ALIASES, DTYPE_FLAGS, IGNORED, JOB_FIELDS, REFUSED
 from trainers.specs.parameters import ADAPTER_SHAPE, Asked
 
+_SHOWN_CHARS = 200  # of a value that is at fault
+
 
 class JobFields(Strict):
     """What belongs beside the method, when it was written among the hyperparameters."""
@@ -177,7 +179,9 @@ def _first_problem(
     cause = telling.get("ctx", {}).get("error")
     if isinstance(cause, SpecError) and cause.param:  # inside an object
         return SpecError(f"{written}.{cause.param}: {message}", param=f"{path}.{written}.{cause.param}")
-    return SpecError(f"{written}: {message} (got {given.get(written)!r})", param=f"{path}.{written}")
+    got = repr(given.get(written))
+    got = got if len(got) <= _SHOWN_CHARS else f"{got[:_SHOWN_CHARS]}…"
+    return SpecError(f"{written}: {message} (got {got})", param=f"{path}.{written}")
 
 
 def _spell(field: str, *, given: dict[str, Any]) -> str:

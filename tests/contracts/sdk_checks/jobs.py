@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 import re
 import time
 import uuid
@@ -177,7 +178,7 @@ def check_pause_and_resume(client: OpenAI, context: Context) -> None:
 
 def check_result_files(client: OpenAI, context: Context) -> None:
     job = client.fine_tuning.jobs.retrieve(context.finished_job)
-    [file_id] = job.result_files
+    [file_id, evaluation_id] = job.result_files
     file = conforming(client.files.retrieve(file_id))
     assert (file.purpose, file.filename[-4:]) == ("fine-tune-results", ".csv")
     assert file_id in [listed.id for listed in client.files.list(purpose="fine-tune-results")]
@@ -190,6 +191,8 @@ def check_result_files(client: OpenAI, context: Context) -> None:
     assert [float(row[1]) for row in rows if row[1]]
     encoded = client.files.content(file_id, extra_query={"encoding": "base64"})
     assert base64.b64decode(encoded.read()) == content.content
+    evaluation = json.loads(client.files.content(evaluation_id).text)
+    assert [facts["step"] for facts in evaluation["steps"]][:: len(evaluation["steps"]) - 1] == [0, steps[-1]]
 
 
 def check_when_times_and_tokens_are_known(client: OpenAI, context: Context) -> None:
