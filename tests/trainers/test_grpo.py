@@ -101,6 +101,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(make_grpo_run, events_of) -
         "save_steps": 3,
         "eval_steps": 3,
         "n_valid": 3,
+        "eval_prompts": None,
+        "eval_max_tokens": 6,
         "beta": 0.1,
         "rows": QUESTIONS,
     }
@@ -119,6 +121,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(make_grpo_run, events_of) -
     assert end["trained_tokens"] == whole["trained_tokens"]
     assert end["metrics"]["valid_reward"] == whole["metrics"]["valid_reward"]
     assert "valid_loss" not in end["metrics"]
+    known = json.loads((second / "output" / "evaluation.json").read_text())["steps"]
+    assert [len(known[i]["answers"]) for i in (0, -1)] == [3, 3]
+    assert known[-1]["valid_reward"] == end["metrics"]["valid_reward"]
+    assert known == [
+        facts
+        for facts in json.loads((straight / "output" / "evaluation.json").read_text())["steps"]
+        if facts["step"] != stopped["step"]
+    ]
     assert steps_of(straight, events_of)[7]["train_kl"] > 0
 
 
