@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from trainers.adapters import find_stop_ids
 from trainers.attempt import Attempt
+from trainers.draws import generating_by
 from trainers.ranks import StopRequest, any_rank, rank
 
 _TOGETHER = 4  # prompts whose caches are in memory at once
@@ -33,8 +35,9 @@ def answer_prompts(model: Any, attempt: Attempt, *, tokenizer: Any, step: int, s
     if sharded or rank() == 0:
         # Left as it was: greedy choices draw nothing, but what a model does inside is its own.
         devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _answering(model, tokenizer) as (base, settings):
-            settings.max_new_tokens = attempt.spec.settings().eval_max_tokens
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        settings = _choose_settings(base, tokenizer, max_new_tokens=attempt.spec.settings().eval_max_tokens)
+        with torch.random.fork_rng(devices), _resting(model), generating_by(model, settings):
             for start in range(0, len(prompts), _TOGETHER):
                 part = prompts[start : start + _TOGETHER]
                 answers += _answer(base, part, settings=settings, tokenizer=tokenizer, stop=attempt.stop)
@@ -50,22 +53,25 @@ def answer_prompts(model: Any, attempt: Attempt, *, tokenizer: Any, step: int, s
     return True
 
 
-@contextmanager
-def _answering(model: Any, tokenizer: Any) -> Iterator[tuple[Any, GenerationConfig]]:
-    """(the model below a PEFT wrapper, its settings while it answers), without dropout."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    stop_ids = find_stop_ids(tokenizer, base.generation_config.eos_token_id)
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    settings = GenerationConfig(
-        do_sample=False, use_cache=True, eos_token_id=stop_ids or None, pad_token_id=pad_id
+def _choose_settings(model: Any, tokenizer: Any, *, max_new_tokens: int) -> GenerationConfig:
+    stop_ids = find_stop_ids(tokenizer, model.generation_config.eos_token_id)
+    return GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop_ids or None,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    # The model's own settings (penalties, a minimal length) would fill what is left open.
-    was_training, own_settings, base.generation_config = model.training, base.generation_config, settings
+
+
+@contextmanager
+def _resting(model: Any) -> Iterator[None]:
+    """Without dropout within it."""
+    was_training = model.training
     model.eval()
     try:
-        yield base, settings
+        yield
     finally:
-        base.generation_config = own_settings
         model.train(was_training)
 
 
