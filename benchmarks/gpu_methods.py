@@ -145,6 +145,11 @@ def stage(name: str, model: Any, file: str, method: str, **settings: Any) -> dic
     }
 
 
+def keep(event: dict[str, Any]) -> dict[str, Any]:
+    """An event as its log has it, without the ids of this service."""
+    return {name: event[name] for name in ("created_at", "level", "type", "message", "data")}
+
+
 def describe(service: Service, job: dict[str, Any], *, runs: Path) -> dict[str, Any]:
     """What a job took, and what its trainer and its merge said."""
     events = service.http.get(f"/fine_tuning/jobs/{job['id']}/events?limit=1000").json()["data"]
@@ -160,6 +165,7 @@ def describe(service: Service, job: dict[str, Any], *, runs: Path) -> dict[str, 
         "phase_s": phase_seconds(next(runs.glob(f"{job['id']}/*/events.jsonl"))),
         "median_step_s": sorted(steps)[len(steps) // 2],
         **told,
+        "events": [keep(event) for event in reversed(events)],  # they come newest first
     }
 
 

@@ -117,8 +117,7 @@ def train(service: Service, file: str, *, ranks: int, **settings: Any) -> dict[s
 def figures(service: Service, job: dict[str, Any], *, home: Path) -> dict[str, Any]:
     """What the job took; the merge must have verified what the run learned."""
     told = describe(service, job, runs=home / "runs")
-    events = service.http.get(f"/fine_tuning/jobs/{job['id']}/events?limit=1000").json()["data"]
-    for event in events:
+    for event in told["events"]:
         if "peak_gpu_bytes" in event["data"]:
             told["peak_gpu_bytes"] = event["data"]["peak_gpu_bytes"]
     metrics = told["exit"]["metrics"]

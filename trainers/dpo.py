@@ -1,6 +1,5 @@
 """Direct preference optimization (Rafailov et al. 2023); the reference is the model with its adapter off."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoModelForCausalLM
@@ -10,29 +9,19 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trainers import recipe
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
-from trainers.data import load_tokenizer
 from trainers.loop import Guarded
 from trainers.specs.methods import ResolvedDpo
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
     """Trains an adapter into RUN_DIR/output, or until asked to stop."""
-    attempt.events.phase("loading")
     settings = attempt.spec.settings()
     assert isinstance(settings, ResolvedDpo)
-    train_rows = recipe.load_rows(prepared["train"])
-    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
-    dtype = recipe.choose_dtype(attempt)
-    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    materials = recipe.gather_materials(attempt, prepared)
+    tokenizer, dtype = materials.tokenizer, materials.dtype
     recipe.ensure_pad_token(tokenizer)
     arguments = DPOConfig(
-        **recipe.common_arguments(
-            attempt,
-            dtype=dtype,
-            n_rows=len(train_rows),
-            evaluates=valid_rows is not None,
-            resumes=resume is not None,
-        ),
+        **recipe.common_arguments(attempt, materials, resume=resume),
         max_length=None,
         beta=settings.beta,
         loss_type=[settings.loss_type],
@@ -44,8 +33,8 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
         # Without an adapter to switch off, the reference is a copy.
         ref_model=None if settings.use_peft else recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype),
         args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=valid_rows,
+        train_dataset=materials.train_rows,
+        eval_dataset=materials.valid_rows,
         processing_class=tokenizer,
         peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM", model=model),
         attempt=attempt,

@@ -7,7 +7,6 @@ a checkpoint lies between batches and a resumed run draws what the uninterrupted
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,7 +19,6 @@ from trainers import recipe
 from trainers.adapters import find_stop_ids
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
-from trainers.data import load_tokenizer
 from trainers.draws import choose_rows, draw_answers, hash_seed
 from trainers.exits import NanLoss
 from trainers.graders import grade
@@ -38,26 +36,18 @@ RewardFunction = Callable[..., list[float]]
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
     """Trains an adapter into RUN_DIR/output, or until asked to stop."""
-    attempt.events.phase("loading")
     settings = attempt.spec.settings()
     assert isinstance(settings, ResolvedGrpo)
-    train_rows = recipe.load_rows(prepared["train"])
-    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    materials = recipe.gather_materials(attempt, prepared)
+    train_rows, valid_rows = materials.train_rows, materials.valid_rows
     check_room(
         [train_rows] if valid_rows is None else [train_rows, valid_rows],
         model_dir=attempt.spec.model_dir,
         output_max_length=settings.output_max_length,
     )
-    dtype = recipe.choose_dtype(attempt)
-    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    tokenizer, dtype = materials.tokenizer, materials.dtype
     recipe.ensure_pad_token(tokenizer)
-    shared = recipe.common_arguments(
-        attempt,
-        dtype=dtype,
-        n_rows=len(train_rows) * settings.num_generations,
-        evaluates=valid_rows is not None,
-        resumes=resume is not None,
-    )
+    shared = recipe.common_arguments(attempt, materials, resume=resume)
     arguments = GRPOConfig(
         **shared,
         num_generations=settings.num_generations,

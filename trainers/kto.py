@@ -1,6 +1,5 @@
 """Kahneman-Tversky optimization (Ethayarajh et al. 2024); the reference is the model with its adapter off."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -11,7 +10,6 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTraine
 from trainers import recipe
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
-from trainers.data import load_tokenizer
 from trainers.exits import DataError
 from trainers.loop import Guarded
 from trainers.specs.methods import ResolvedKto
@@ -19,23 +17,14 @@ from trainers.specs.methods import ResolvedKto
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
     """Trains an adapter into RUN_DIR/output or to a stop. Raises DataError for labels all alike."""
-    attempt.events.phase("loading")
     settings = attempt.spec.settings()
     assert isinstance(settings, ResolvedKto)
-    train_rows = recipe.load_rows(prepared["train"])
-    check_labels(train_rows)
-    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
-    dtype = recipe.choose_dtype(attempt)
-    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    materials = recipe.gather_materials(attempt, prepared)
+    check_labels(materials.train_rows)
+    tokenizer, dtype = materials.tokenizer, materials.dtype
     pad_token_id = recipe.ensure_pad_token(tokenizer)
     arguments = KTOConfig(
-        **recipe.common_arguments(
-            attempt,
-            dtype=dtype,
-            n_rows=len(train_rows),
-            evaluates=valid_rows is not None,
-            resumes=resume is not None,
-        ),
+        **recipe.common_arguments(attempt, materials, resume=resume),
         max_length=None,
         loss_type="kto",
         beta=settings.beta,
@@ -46,9 +35,9 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     trainer = LabelTrainer(
         model=model,
         args=arguments,
-        data_collator=Mismatching(pad_token_id=pad_token_id, rows=train_rows),
-        train_dataset=train_rows,
-        eval_dataset=valid_rows,
+        data_collator=Mismatching(pad_token_id=pad_token_id, rows=materials.train_rows),
+        train_dataset=materials.train_rows,
+        eval_dataset=materials.valid_rows,
         processing_class=tokenizer,
         peft_config=recipe.configure_lora(settings, task_type="CAUSAL_LM", model=model),
         attempt=attempt,

@@ -8,7 +8,6 @@ ranks each draws its share; gradients are summed by hand, losses being divided b
 import time
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from trainers import recipe
 from trainers.adapters import find_stop_ids
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
-from trainers.data import load_tokenizer
 from trainers.draws import Texts, choose_rows, hash_seed
 from trainers.exits import NanLoss
 from trainers.ppo_checkpoints import Learner, restore, save_checkpoint
@@ -43,23 +41,21 @@ from trainers.specs.methods import ResolvedPpo
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
     """Trains an adapter into RUN_DIR/output, or until asked to stop."""
-    attempt.events.phase("loading")
     spec, settings = attempt.spec, attempt.spec.settings()
     assert isinstance(settings, ResolvedPpo)
-    rows = recipe.load_rows(prepared["train"])
-    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    materials = recipe.gather_materials(attempt, prepared)
+    rows, valid_rows = materials.train_rows, materials.valid_rows
     check_room(
         [rows] if valid_rows is None else [rows, valid_rows],
         model_dir=spec.model_dir,
         output_max_length=settings.output_max_length,
     )
-    dtype = recipe.choose_dtype(attempt)
+    tokenizer, dtype = materials.tokenizer, materials.dtype
     set_seed(spec.seed)  # the adapter starts out random, and alike on every rank
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     base: Any = recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype)
     base.to(device)
-    tokenizer: Any = load_tokenizer(Path(prepared["tokenizer"]))
     stop_ids = find_stop_ids(tokenizer, base.generation_config.eos_token_id)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     lora = recipe.configure_lora(settings, task_type="CAUSAL_LM")

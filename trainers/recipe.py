@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,16 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from trainers.artifacts import publish_folder, write_json
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
+from trainers.data import load_tokenizer
 from trainers.events import Events
 from trainers.loop import Guarded
 from trainers.prepare import ROWS_FILE
 from trainers.quantized import configure_quantization, keep_differentiable
 from trainers.ranks import barrier, rank, world_size
-from trainers.specs import SpecError
+from trainers.specs import METHODS, SpecError
 from trainers.specs.combinations import WITHOUT_FLOAT16
 from trainers.specs.parameters import Resolved
+from trainers.specs.resolution import count_answers
 from trainers.warm_start import start_from_adapter
 from trainers.zero import count_elements, shards_weights, start_zero
 
@@ -93,15 +96,37 @@ def configure_lora(
     )
 
 
-def common_arguments(
-    attempt: Attempt, *, dtype: torch.dtype, n_rows: int, evaluates: bool, resumes: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Materials:
+    """What a run trains with."""
+
+    train_rows: Dataset
+    valid_rows: Dataset | None
+    tokenizer: Any
+    dtype: torch.dtype
+
+
+def gather_materials(attempt: Attempt, prepared: dict[str, Any]) -> Materials:
+    """Rows and tokenizer as they were prepared, and the type of the weights."""
+    attempt.events.phase("loading")
+    for_chat = METHODS[attempt.spec.method].learns_from != "document"
+    return Materials(
+        load_rows(prepared["train"]),
+        load_rows(prepared["validation"]) if prepared["validation"] else None,
+        load_tokenizer(Path(prepared["tokenizer"]), for_chat=for_chat),
+        choose_dtype(attempt),
+    )
+
+
+def common_arguments(attempt: Attempt, materials: Materials, *, resume: Checkpoint | None) -> dict[str, Any]:
     """Arguments of every trainer. Each one that the trainer would choose by itself is set."""
-    settings, seed = attempt.spec.settings(), attempt.spec.seed
+    settings, seed, dtype = attempt.spec.settings(), attempt.spec.seed, materials.dtype
+    evaluates = materials.valid_rows is not None
     cuda = torch.cuda.is_available()
     per_pass = settings.micro_batch_size * world_size()
     accumulation = settings.batch_size // per_pass
-    total_steps = settings.max_steps or settings.n_epochs * ceil(ceil(n_rows / per_pass) / accumulation)
+    n_passes = ceil(len(materials.train_rows) * count_answers(settings) / per_pass)
+    total_steps = settings.max_steps or settings.n_epochs * ceil(n_passes / accumulation)
     zero = start_zero(settings)
     checkpointing = cuda if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing
     return {
@@ -124,7 +149,7 @@ def common_arguments(
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would report the average of the good steps instead
         "eval_strategy": "steps" if evaluates else "no",
-        "eval_on_start": evaluates and not resumes,
+        "eval_on_start": evaluates and resume is None,
         "eval_steps": settings.eval_steps,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,

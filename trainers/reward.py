@@ -3,7 +3,6 @@
 loss = -log sigmoid(score(chosen) - score(rejected)), both answers in one forward pass (Ouyang et al. 2022).
 """
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trainers import recipe
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
-from trainers.data import load_tokenizer
 from trainers.events import drop_nonfinite
 from trainers.loop import Guarded
 
@@ -24,21 +22,12 @@ _SHOWN_CHARS = 2000  # of each text
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
     """Trains an adapter and a head into RUN_DIR/output, or until asked to stop."""
-    attempt.events.phase("loading")
     spec, settings = attempt.spec, attempt.spec.settings()
-    train_rows = recipe.load_rows(prepared["train"])
-    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
-    dtype = recipe.choose_dtype(attempt)
-    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    materials = recipe.gather_materials(attempt, prepared)
+    tokenizer, dtype = materials.tokenizer, materials.dtype
     pad_token_id = recipe.ensure_pad_token(tokenizer)
     arguments = RewardConfig(
-        **recipe.common_arguments(
-            attempt,
-            dtype=dtype,
-            n_rows=len(train_rows),
-            evaluates=valid_rows is not None,
-            resumes=resume is not None,
-        ),
+        **recipe.common_arguments(attempt, materials, resume=resume),
         max_length=None,
         remove_unused_columns=False,
         disable_dropout=False,
@@ -48,8 +37,8 @@ def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | No
     trainer = PairwiseTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=valid_rows,
+        train_dataset=materials.train_rows,
+        eval_dataset=materials.valid_rows,
         processing_class=tokenizer,
         data_collator=JoiningCollator(pad_token_id=pad_token_id),
         compute_metrics=describe_scores,

@@ -1,6 +1,5 @@
 """Supervised fine-tuning: a LoRA adapter, with TRL's trainer and our data, events and checkpoints."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trainers import recipe
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint
-from trainers.data import IGNORED, load_tokenizer
+from trainers.data import IGNORED
 from trainers.loop import Guarded
 from trainers.ranks import world_size
 from trainers.vocabulary import place_tokens
@@ -20,31 +19,23 @@ from trainers.vocabulary import place_tokens
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:
     """Trains an adapter into RUN_DIR/output, or until asked to stop; fills in the outcome as it goes."""
-    attempt.events.phase("loading")
     settings = attempt.spec.settings()
-    train_rows = recipe.load_rows(prepared["train"])
-    valid_rows = recipe.load_rows(prepared["validation"]) if prepared["validation"] else None
+    materials = recipe.gather_materials(attempt, prepared)
+    valid_rows = materials.valid_rows
     if valid_rows is not None:
         valid_rows = pad_rows(valid_rows, multiple=world_size() * settings.micro_batch_size)
-    dtype = recipe.choose_dtype(attempt)
+    tokenizer, dtype = materials.tokenizer, materials.dtype
     arguments = SFTConfig(
-        **recipe.common_arguments(
-            attempt,
-            dtype=dtype,
-            n_rows=len(train_rows),
-            evaluates=valid_rows is not None,
-            resumes=resume is not None,
-        ),
+        **recipe.common_arguments(attempt, materials, resume=resume),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenized, labelled and cut
     )
     model = recipe.load_base(AutoModelForCausalLM, attempt, dtype=dtype)
-    tokenizer = load_tokenizer(Path(prepared["tokenizer"]), for_chat=False)
     new_rows = place_tokens(model, tokenizer)
     trainer = PerTokenTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_rows,
+        train_dataset=materials.train_rows,
         eval_dataset=valid_rows,
         processing_class=tokenizer,
         peft_config=recipe.configure_lora(
