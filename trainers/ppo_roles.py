@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -128,10 +129,11 @@ def number_positions(attention: Tensor) -> Tensor:
 
 def _read_logits(logits: Tensor, tokens: Tensor, *, with_entropies: bool) -> tuple[Tensor, Tensor]:
     """(log probability of each token, entropy without a gradient) from logits [rows, tokens, vocabulary]."""
-    norm = logits.logsumexp(-1)
-    logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
+    # One fused pass over the vocabulary; logsumexp and gather take several, forwards and backwards.
+    losses = cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    logprobs = -losses.view(tokens.shape)
     if not with_entropies:
-        return logprobs, torch.zeros_like(norm)
+        return logprobs, torch.zeros_like(logprobs)
     with torch.no_grad():
-        entropies = norm - (torch.softmax(logits, -1) * logits).sum(-1)
+        entropies = logits.logsumexp(-1) - (torch.softmax(logits, -1) * logits).sum(-1)
     return logprobs, entropies
