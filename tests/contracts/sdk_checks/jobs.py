@@ -73,8 +73,11 @@ def check_jobs_list(client: OpenAI, context: Context) -> None:
     for _ in range(5):
         with waiting_job(client, context) as job:
             made.append(job.id)
-    listed = [conforming(job) for job in client.fine_tuning.jobs.list(limit=2)]
+    listed = list(client.fine_tuning.jobs.list(limit=2))
     ids = [job.id for job in listed]
+    for job in listed:  # others' jobs may have methods that the client has no type for
+        if job.id in (*made, context.finished_job, context.running_job):
+            conforming(job)
     assert ids[:5] == made[::-1]
     assert len(set(ids)) == len(ids)
     assert {context.finished_job, context.running_job} <= set(ids)
