@@ -8,6 +8,7 @@ rows of our own in the same formats.
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,12 @@ def test_every_preference_is_learnt(make_run, tiny_model: Path, method: str, nam
 def test_every_question_is_asked_in_ppo(make_run, tiny_model: Path, tmp_path: Path, name: str) -> None:
     rows = read(name) if name in CONVERSATIONS else prompts_of(name)
     ppo = {"max_steps": 2, "output_max_length": 6, "max_length": 8192, "micro_batch_size": 4, "n_valid": 0}
-    run_dir = make_run(method="ppo", rows=rows, **ppo)
+    roomy = shutil.copytree(tiny_model, tmp_path / "roomy")  # some questions have over a thousand tokens
+    config = json.loads((roomy / "config.json").read_text()) | {"max_position_embeddings": 8192}
+    (roomy / "config.json").write_text(json.dumps(config))
+    run_dir = make_run(method="ppo", rows=rows, model_dir=roomy, **ppo)
     spec = json.loads((run_dir / "spec.json").read_text())
-    spec["reward_model_dir"] = str(make_reward_model(tiny_model, tmp_path / "judge"))
+    spec["reward_model_dir"] = str(make_reward_model(roomy, tmp_path / "judge"))
     (run_dir / "spec.json").write_text(json.dumps(spec))
     _, prepared = learn(run_dir)
     assert len(prepared) == len(rows)
