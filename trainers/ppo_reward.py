@@ -12,8 +12,8 @@ from trainers.data import load_tokenizer
 from trainers.draws import Texts
 from trainers.ppo_roles import POLICY, Policy, number_positions
 from trainers.row_formats import Prompt
-from trainers.scorers import Scorer, ScorerBeside, require_head
-from trainers.specs import RunSpec, SpecError
+from trainers.scorers import Scorer, ScorerBeside, refuse_judge, require_head
+from trainers.specs import RunSpec
 
 REWARD = "reward"  # the adapter's name on the policy's base
 
@@ -44,7 +44,7 @@ class ScorerOnBase:
         weights = load_file(adapter_dir / "adapter_model.safetensors")
         heads = [name for name in weights if name.endswith("score.weight")]
         if len(heads) != 1:
-            raise _misfit("its adapter has no trained head")
+            raise refuse_judge("its adapter has no trained head", method="ppo")
         self._head = weights.pop(heads[0]).to(policy.device).float()
         config: Any = LoraConfig.from_pretrained(str(adapter_dir))
         # PEFT would look for the head in the base, find none, and drop it without a word.
@@ -53,7 +53,7 @@ class ScorerOnBase:
         set_peft_model_state_dict(policy.model, weights, adapter_name=REWARD)
         placed = get_peft_model_state_dict(policy.model, adapter_name=REWARD, save_embedding_layers=False)
         if odd := sorted(placed.keys() ^ weights.keys()):
-            raise _misfit(f"its adapter does not fit the policy's base: {odd[0]}")
+            raise refuse_judge(f"its adapter does not fit the policy's base: {odd[0]}", method="ppo")
         policy.model.eval()
         policy.model.set_adapter(POLICY)
 
@@ -76,9 +76,3 @@ class ScorerOnBase:
         last = (is_read * torch.arange(is_read.shape[1], device=is_read.device)).argmax(1)
         pooled = states[torch.arange(len(states), device=states.device), last]
         return (pooled.float() @ self._head.T).squeeze(-1)
-
-
-def _misfit(problem: str) -> SpecError:
-    return SpecError(
-        f"the reward model cannot be used: {problem}", param="method.ppo.hyperparameters.reward_model"
-    )

@@ -85,18 +85,19 @@ class ScorerBeside:
 def require_head(spec: RunSpec) -> tuple[Path, dict[str, Any]]:
     """(folder of the job's reward model, its configuration). Raises SpecError when it has no trained head."""
     if spec.reward_model_dir is None:
-        raise refuse_judge(spec, "none was given")
+        raise refuse_judge("none was given", method=spec.method)
     config = json.loads((spec.reward_model_dir / "config.json").read_bytes())
     if config.get(TRAINED_HEAD_KEY) is not True:
         raise refuse_judge(
-            spec, "it is no reward model: it has no trained head, and a random one rewards noise"
+            "it is no reward model: it has no trained head, and a random one rewards noise",
+            method=spec.method,
         )
     return spec.reward_model_dir, config
 
 
-def refuse_judge(spec: RunSpec, problem: str) -> SpecError:
-    """What is wrong with the job's reward model."""
+def refuse_judge(problem: str, *, method: str) -> SpecError:
+    """What is wrong with the reward model of a job."""
     return SpecError(
         f"the reward model cannot be used: {problem}",
-        param=f"method.{spec.method}.hyperparameters.reward_model",
+        param=f"method.{method}.hyperparameters.reward_model",
     )
