@@ -1,7 +1,8 @@
-"""The four-stage pipeline on one GPU over HTTP: pretraining, supervised, reward, ppo on a 1B shape in bf16.
+"""The four-stage pipeline on GPUs over HTTP: pretraining, supervised, reward, ppo on a 1B shape in bf16.
 
 `python benchmarks/gpu_methods.py --out FILE` starts its own service on a random model with 1 billion weights
-and a tiny vocabulary, submits one pipeline, chats with its last model, and writes what each stage took.
+and a tiny vocabulary, submits one pipeline, chats with its last model, and writes what each stage took. A
+stage has one GPU. `--stages pt sft preferred graded` goes on with dpo and grpo in place of reward and ppo.
 """
 
 import argparse
@@ -24,6 +25,13 @@ from tests.tiny import build_tokenizer, chat_rows  # noqa: E402
 
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32}
 SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "batch_size": 16, "n_epochs": 2, "learning_rate": 2e-4}
+ANSWERS = {"max_length": 128, "output_max_length": 32, "max_steps": 8}
+GRADER = {
+    "type": "text_similarity",
+    "input": "{{sample.output_text}}",
+    "reference": "Give {{item.tablets}} tablets of aspirin a day.",
+    "evaluation_metric": "fuzzy_match",
+}
 POLL_S = 1.0
 
 
@@ -32,15 +40,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hidden", type=int, default=SHAPE["hidden_size"], help="smaller for a rehearsal")
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--stages", nargs="+", default=["pt", "sft", "rm", "rl"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shape = SHAPE | {"hidden_size": options.hidden, "num_hidden_layers": options.layers}
         shape["intermediate_size"] = 4 * options.hidden
-        result = measure(Path(folder), shape=shape, out=options.out)
+        result = measure(Path(folder), shape=shape, names=options.stages, out=options.out)
     print(json.dumps(result, indent=1))
 
 
-def measure(folder: Path, *, shape: dict[str, int], out: Path) -> dict[str, Any]:
+def measure(folder: Path, *, shape: dict[str, int], names: list[str], out: Path) -> dict[str, Any]:
     """Run the pipeline; the figures of each stage, written as they come."""
     result: dict[str, Any] = {
         "benchmark": "gpu_methods",
@@ -60,11 +69,11 @@ def measure(folder: Path, *, shape: dict[str, int], out: Path) -> dict[str, Any]
         stack.import_model(folder / "model", model_id="tiny")
         with stack.http() as http:
             service = Service(http)
-            for name, job in run_pipeline(service):
+            for name, job in run_pipeline(service, names):
                 result["stages"][name] = describe(service, job, runs=folder / "home" / "runs")
                 print(name, json.dumps(result["stages"][name]), flush=True)
                 out.write_text(json.dumps(result, indent=1) + "\n")
-            result["chat"] = ask(service, result["stages"]["rl"]["model"])
+            result["chat"] = ask(service, result["stages"][names[-1]]["model"])
     except AssertionError:
         for log in sorted((folder / "home" / "runs").rglob("log.txt")):
             print(log, log.read_text()[-3000:], sep="\n")
@@ -99,11 +108,13 @@ def build(folder: Path, shape: dict[str, int]) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def run_pipeline(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Submits the four stages at once; yields each stage's name and job as it has succeeded."""
+def run_pipeline(service: Service, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Submits these stages at once; yields each stage's name and job as it has succeeded."""
     text = "".join(f"Aspirin thins the blood. Case {n}: {n % 7} tablets were taken.\n" for n in range(600))
     chats, pairs = service.upload_rows(chat_rows(256)), service.upload_rows(preferences(256))
-    prompts = service.upload_rows([{"question": f"How is case {n} treated?"} for n in range(128)])
+    prompts = service.upload_rows(
+        [{"question": f"How is case {n} treated?", "tablets": str(n % 9)} for n in range(128)]
+    )
     tuned = {"stage": "sft"}
     stages = [
         stage("pt", "tiny", service.upload("corpus.txt", text), "pretraining", block_size=256),
@@ -115,11 +126,13 @@ def run_pipeline(service: Service) -> Iterator[tuple[str, dict[str, Any]]]:
             prompts,
             "ppo",
             reward_model={"stage": "rm"},
-            max_length=128,
-            output_max_length=32,
-            max_steps=8,
+            **ANSWERS,
         ),
+        stage("preferred", tuned, pairs, "dpo", max_length=256),
+        stage("graded", tuned, prompts, "grpo", num_generations=4, **ANSWERS),
     ]
+    stages[-1]["method"]["grpo"]["grader"] = GRADER
+    stages = [one for one in stages if one["name"] in names]
     for one in stages:
         one["validation_file"] = one["training_file"]
     made = service.http.post("/pipelines", json={"name": "gpu", "stages": stages})

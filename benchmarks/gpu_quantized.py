@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--runs", nargs="+", default=[*ALONE, *TOGETHER], help="some of them")
     parser.add_argument("--ranks", type=int, default=min(2, torch.cuda.device_count()))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ def measure(folder: Path, *, options: argparse.Namespace) -> dict[str, Any]:
     runs = {name: (1, settings) for name, settings in ALONE.items()}
     if options.ranks >= 2:
         runs |= {name: (options.ranks, settings) for name, settings in TOGETHER.items()}
+    runs = {name: run for name, run in runs.items() if name in options.runs}
     stack = start_stack(
         folder / "home",
         import_dirs=[folder],
