@@ -14,7 +14,7 @@ from api.deps import DatabaseDep, SettingsDep
 from api.run_files import RunFile, list_run_files, newest_attempt
 from api.schemas import ArtifactList, ArtifactObject
 from api.settings import ApiSettings
-from db import jobs
+from db import job_files, jobs
 from db.errors import NotFound
 from db.models import File, Job, Model
 from db.session import Database
@@ -82,6 +82,7 @@ def _describe(session: Session, job: Job) -> bytes:
         file = session.get(File, file_id) if file_id else None
         return file.sha256 if file else None  # the file may have been deleted since
 
+    mixture = job_files.mixture_of(job)
     spec = {
         "spec_version": job.spec_version,
         "job_id": job.id,
@@ -89,6 +90,8 @@ def _describe(session: Session, job: Job) -> bytes:
         "model_digest": session.get_one(Model, job.model_pk).digest,
         "training_file": job.training_file,
         "training_file_sha256": sha256(job.training_file),
+        "training_files": mixture or None,
+        "training_files_sha256": [sha256(part["file"]) for part in mixture] or None,
         "validation_file": job.validation_file,
         "validation_file_sha256": sha256(job.validation_file),
         "method": write_method(job.method, job.resolved or {}),

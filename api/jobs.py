@@ -17,11 +17,11 @@ from api.methods import kinds_taken
 from api.once import OnceDep
 from api.schemas import CreateJob, JobList, JobObject, JobStatus, Training
 from api.watch import WatchDep
-from db import events, job_queries, jobs
+from db import events, job_files, job_queries, jobs
 from db.errors import NotFound
 from db.new_jobs import NewJob
 from db.states import JOB_TERMINAL
-from trainers.specs import SPEC_VERSION, Method, Resources, SpecError, parse_method, resolve
+from trainers.specs import SPEC_VERSION, Method, Resources, SpecError, check_shares, parse_method, resolve
 from trainers.specs.resolution import check_split
 from workers.dispatch import ring
 
@@ -60,16 +60,14 @@ def describe_job(
 ) -> NewJob:
     """What is asked for as a job to be made. Raises SpecError for numbers that cannot be combined."""
     resources = _resources_of(asked, method)
-    check_split(
-        method.hyperparameters.validation_split_percentage,
-        has_validation_file=asked.validation_file is not None,
-        method=method.type,
-    )
+    has_validation_file = asked.validation_file is not None
+    check_split(method.hyperparameters, has_validation_file=has_validation_file, method=method.type)
     # Refused now; the worker resolves again when it knows the rows.
     resolve(method, n_examples=1, seed=seed, nproc_per_node=resources.nproc_per_node)
+    first, mixture = _read_training_files(asked)
     return NewJob(
         model=model,
-        training_file=asked.training_file,
+        training_file=first,
         validation_file=asked.validation_file,
         method=method.type,
         spec_version=SPEC_VERSION,
@@ -77,6 +75,7 @@ def describe_job(
             "method": method.to_request(),
             "ignored": method.ignored,
             "learns_from": kinds_taken(method.kind),
+            **({"training_files": mixture} if mixture else {}),
         },
         resources=resources.model_dump(mode="json"),
         seed=seed,
@@ -84,6 +83,27 @@ def describe_job(
         metadata=dict(asked.metadata) if asked.metadata is not None else None,
         integrations=integrations,
     )
+
+
+def _read_training_files(asked: Training) -> tuple[str, list[dict[str, Any]]]:
+    """(the first file, all of them with their shares if they are several)."""
+    mixed = asked.training_files
+    if mixed is None:
+        if asked.training_file is None:
+            message = "Missing required parameter: 'training_file'."
+            raise SpecError(message, param="training_file", code="missing_required_parameter")
+        return asked.training_file, []
+    if asked.training_file not in (None, mixed[0].file):
+        raise SpecError("training_file is not the first of training_files", param="training_file")
+    check_shares([part.share for part in mixed])
+    ids = [part.file for part in mixed]
+    for i, file_id in enumerate(ids):
+        if file_id in ids[:i]:
+            message = f"'{file_id}' is given twice; its weight or its epochs say how much of it is taken"
+            raise SpecError(message, param=f"training_files.{i}.file")
+    if len(mixed) == 1 and mixed[0].share.epochs is None:
+        return ids[0], []  # a weight beside nothing
+    return ids[0], [part.model_dump(mode="json", exclude_none=True) for part in mixed]
 
 
 def seed_of(asked: Training, method: Method) -> int | None:
@@ -108,8 +128,7 @@ def _resources_of(asked: Training, method: Method) -> Resources:
 def _with_param(error: NotFound, new: NewJob) -> Exception:
     if error.kind != "file":
         return error
-    param = "training_file" if error.subject_id == new.training_file else "validation_file"
-    return ApiError(404, "not_found", str(error), param=param)
+    return ApiError(404, "not_found", str(error), param=job_files.param_of(new, error.subject_id))
 
 
 @router.get("", summary="List fine-tuning jobs")

@@ -12,7 +12,7 @@ from api.schemas import (
     JobObject,
     ModelObject,
 )
-from db import pipelines
+from db import job_files, pipelines
 from db.keys import Caller
 from db.models import Checkpoint, Deployment, Event, File, Job, Model, Pipeline
 from db.pipelines import Stage
@@ -61,6 +61,7 @@ def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
             "organization_id": job.org_id,
             "status": job.status,
             "training_file": job.training_file,
+            "training_files": job_files.mixture_of(job) or None,
             "validation_file": job.validation_file,
             "result_files": job.result_files or [],
             "trained_tokens": job.trained_tokens if job.finished_at is not None else None,

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from trainers.specs import Resources
+from trainers.specs import Resources, Share
+from trainers.specs.mixture import MAX_FILES
 
 _MAX_DEPTH = 64
 
@@ -74,11 +75,34 @@ class Integration(Body):
     wandb: WandbSettings
 
 
+class TrainingFile(Body):
+    """One of several training files. Either all have a weight, or all have epochs, or none has any."""
+
+    file: Id = Field(description="Id of an uploaded file with purpose `fine-tune`.")
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None,
+        description="Beside those of the others: the mixture has as many rows as the files together.",
+    )
+    epochs: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None, description="Passes over this file for each epoch of the job: 2 shows its rows twice."
+    )
+
+    @property
+    def share(self) -> Share:
+        """How much of it is taken."""
+        return Share.model_validate(self.model_dump(include={"weight", "epochs"}, exclude_none=True))
+
+
 class Training(Body):
     """What is trained, on what, and how."""
 
     model: Id = Field(description="Id of the base or fine-tuned model to start from.")
-    training_file: Id = Field(description="Id of an uploaded file with purpose `fine-tune`.")
+    training_file: Id | None = Field(
+        default=None, description="Id of an uploaded file with purpose `fine-tune`."
+    )
+    training_files: Annotated[list[TrainingFile], Field(min_length=1, max_length=MAX_FILES)] | None = Field(
+        default=None, description="In place of `training_file`: several, and how much of each is taken."
+    )
     validation_file: Id | None = Field(default=None, description="Id of a file to measure the loss on.")
     suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = Field(
         default=None, description="Goes into the name of the fine-tuned model."
@@ -229,7 +253,8 @@ class JobObject(BaseModel):
     fine_tuned_model: str | None = Field(description="The result; a model that can be deployed.")
     organization_id: str
     status: JobStatus
-    training_file: str
+    training_file: str = Field(description="Of several, the first.")
+    training_files: list[TrainingFile] | None = Field(description="Where there are several.")
     validation_file: str | None
     result_files: list[str] = Field(
         description="Once training is over: the metrics of every step as CSV, and evaluation.json if any."

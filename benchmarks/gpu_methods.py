@@ -24,7 +24,13 @@ from tests.stack import start_stack  # noqa: E402
 from tests.tiny import build_tokenizer, chat_rows  # noqa: E402
 
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32}
-SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "batch_size": 16, "n_epochs": 2, "learning_rate": 2e-4}
+SETTINGS: dict[str, Any] = {
+    "max_validation_overlap": 1,
+    "dtype": "bfloat16",
+    "batch_size": 16,
+    "n_epochs": 2,
+    "learning_rate": 2e-4,
+}
 ANSWERS = {"max_length": 128, "output_max_length": 32, "max_steps": 8}
 GRADER = {
     "type": "text_similarity",

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import blobs, tasks
+from db import blobs, job_files, tasks
 from db.blobs import BlobWriter
 from db.errors import Conflict, NotFound
 from db.ids import new_id
@@ -121,10 +121,7 @@ def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) ->
         if file is None:
             raise NotFound("file", file_id)
         user = session.scalar(
-            scoped(Job, org_id).where(
-                Job.status.not_in(JOB_TERMINAL),
-                or_(Job.training_file == file_id, Job.validation_file == file_id),
-            )
+            scoped(Job, org_id).where(Job.status.not_in(JOB_TERMINAL), job_files.reads(file_id))
         )
         if user is not None:
             raise Conflict("file_in_use", f"File '{file_id}' is used by the unfinished job '{user.id}'.")

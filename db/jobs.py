@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sqlalchemy import CursorResult, Select, or_, select, update
+from sqlalchemy import CursorResult, Select, select, update
 from sqlalchemy.orm import Session
 
 from db import adapters, events, job_files, registry, stages, tasks
@@ -51,6 +51,7 @@ def create(session: Session, new: NewJob, *, org_id: str, place: Place | None = 
     )
     session.add(job)
     session.flush()
+    job_files.note_mixed(session, job)
     events.add(session, job, f"Created fine-tuning job: {job.id}")
     if place and place.waits_for:
         events.add(session, job, f"Waiting for other stages: {', '.join(place.waits_for)}")
@@ -120,8 +121,7 @@ def resume(session: Session, job_id: str, *, org_id: str) -> Job:
 def files_checked(session: Session, file_id: str) -> None:
     """Queue or fail the jobs that waited for the check of `file_id`; no stage has to wait to fail."""
     concerned = select(Job.id).where(
-        Job.status.in_(("waiting", "validating_files")),
-        or_(Job.training_file == file_id, Job.validation_file == file_id),
+        Job.status.in_(("waiting", "validating_files")), job_files.reads(file_id)
     )
     found = set(session.scalars(concerned))
     for job in lock_all(session, stages.with_dependents(session, found)):
@@ -286,7 +286,10 @@ def _fail(session: Session, job_id: str, error: dict[str, Any]) -> None:
 def _admit(session: Session, job: Job) -> None:
     """The model of a job is there: it waits for its files, or else for a device."""
     checked = job_files.all_checked(session, job)
+    mixed = [part["file"] for part in job_files.mixture_of(job)]
     named = f"Validating training file: {job.training_file}"
+    if mixed:
+        named = f"Validating training files: {', '.join(mixed)}"
     if job.validation_file is not None:
         named += f" and validation file: {job.validation_file}"
     if job.status == "waiting" and not checked:

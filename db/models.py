@@ -189,7 +189,7 @@ class Job(Owned, Base):
     phase: Mapped[str | None]
     model_id: Mapped[str]  # of a waiting job: what its model will be called
     model_pk: Mapped[int | None] = mapped_column(ForeignKey("models.pk"))
-    training_file: Mapped[str]
+    training_file: Mapped[str]  # of several, the first
     validation_file: Mapped[str | None]
     method: Mapped[str]
     spec_version: Mapped[int]
@@ -214,6 +214,15 @@ class Job(Owned, Base):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+
+
+class MixedFile(Owned, Base):
+    """A file of a job that trains on several; `Job.spec` says how much of each, and in which order."""
+
+    __tablename__ = "mixed_files"
+    __table_args__ = (Index(None, "file_id"),)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    file_id: Mapped[str] = mapped_column(primary_key=True)
 
 
 class Task(Owned, Base):

@@ -193,8 +193,7 @@ def _located(position: int, new: NewJob) -> Iterator[None]:
     try:
         yield
     except NotFound as error:
-        params = {new.training_file: "training_file", new.validation_file: "validation_file"}
-        param = "model" if error.kind == "model" else params.get(error.subject_id, "model")
+        param = "model" if error.kind == "model" else job_files.param_of(new, error.subject_id) or "model"
         code = "model_not_found" if error.kind == "model" else "not_found"
         raise Conflict(code, str(error), param=f"stages.{position}.{param}") from error
     except Conflict as error:

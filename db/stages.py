@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db import job_files
 from db.models import File, Job, Model, PipelineStage
 from db.new_jobs import NewJob
 from db.scope import scoped
@@ -86,15 +87,16 @@ def digest_inputs(session: Session, asked: NewJob | Job, *, model: Model, org_id
             scoped(Model, org_id).with_only_columns(Model.digest).where(Model.id == model_id)
         )
         spec = set_parameter(spec, name, "")  # another id may have the same digest
-    for param in ("training_file", "validation_file"):
-        file_id = getattr(asked, param)
-        if file_id is not None:
-            digests[param] = session.scalar(
-                scoped(File, org_id).with_only_columns(File.sha256).where(File.id == file_id)
-            )
+    for param, file_id in job_files.list_named(asked):
+        digests[param] = session.scalar(
+            scoped(File, org_id).with_only_columns(File.sha256).where(File.id == file_id)
+        )
     if not all(digests.values()):
         return None
     inputs = [digests, asked.spec_version, spec["method"], asked.seed, asked.resources]
+    mixture = job_files.mixture_of(asked)
+    if mixture:
+        inputs.append([part | {"file": ""} for part in mixture])
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

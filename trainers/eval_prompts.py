@@ -1,16 +1,16 @@
 """The fixed prompts that a model answers before, during and after its training."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from transformers import AutoConfig
 
 from trainers.exits import DataError
+from trainers.inputs import InputFile
 from trainers.prompts import PromptEncoder
 from trainers.row_formats import AnyRow, Document, Labelled, Pair, Prompt
 from trainers.rows import RowError
-from trainers.run_tokenizer import InputFile
 from trainers.specs import METHODS, RunSpec
 
 _CHOSEN = 3  # of the validation file
@@ -20,7 +20,7 @@ _OPENING_CHARS = 120
 _SHOWN_CHARS = 2000
 
 
-def choose_prompts(spec: RunSpec, tokenizer: Any, validation: InputFile | None) -> list[dict[str, Any]]:
+def choose_prompts(spec: RunSpec, tokenizer: Any, validation: list[InputFile]) -> list[dict[str, Any]]:
     """[{"prompt": text as it is shown, "ids": its tokens up to where the answer begins}].
 
     They are the job's `eval_prompts` or, where it has none, of the first rows of the validation file: the
@@ -35,7 +35,7 @@ def choose_prompts(spec: RunSpec, tokenizer: Any, validation: InputFile | None) 
     room = context - settings.eval_max_tokens
     plain = METHODS[spec.method].learns_from == "document"
     if settings.eval_prompts is None:
-        found = _read_rows(validation) if validation else iter(())
+        found = chain.from_iterable(map(_read_rows, validation))
         limit, wanted = min(room, _CHOSEN_LIMIT_TOKENS), _CHOSEN
     else:
         found = (_as_asked(text, line=n, plain=plain) for n, text in enumerate(settings.eval_prompts, 1))

@@ -3,49 +3,31 @@
 Needs no GPU. Writes RUN_DIR/prepared.json; a fault in the user's data goes to exit.json and exits 3.
 """
 
-import json
 import logging
 import os
-import random
-import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trainers import mixing, overlap
 from trainers.artifacts import digest_file, write_json
 from trainers.cache import digest_tokenizer, name_entry, published
 from trainers.checkpoints import Checkpoint, latest_valid
 from trainers.events import Events
 from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
+from trainers.inputs import InputFile, choose_inputs
+from trainers.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
 from trainers.row_formats import PLAIN_TEXT, AnyRow
-from trainers.rows import RowError, Rows, count_rows
+from trainers.rows import RowError, Rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
-from trainers.specs.resolution import count_held_out
+from trainers.specs.mixture import Share
 
-ROWS_FILE = "rows.arrow"
-INFO_FILE = "info.json"
 _BATCH_ROWS = 64
 _LISTED_LINES = 20
-if TYPE_CHECKING:
-    from trainers.run_tokenizer import InputFile
-
 log = logging.getLogger("trainers.prepare")
-
-
-@dataclass
-class Counts:
-    rows: int = 0
-    used: int = 0
-    dropped: int = 0  # rows without a token to train on
-    dropped_lines: list[int] = field(default_factory=list)  # the first of them
-    truncated: int = 0
-    blank_lines: int = 0
-    tokens: int = 0
-    trainable_tokens: int = 0
-    longest: int = 0  # tokens of the longest row before truncation
 
 
 def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
@@ -58,52 +40,38 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
 
     train, validation = choose_inputs(spec, events=events)
     tokenizer = obtain_tokenizer(train, spec=spec, events=events)
-    train_dir, counts, train_hit = encode_file(train, tokenizer, spec=spec, events=events)
-    report_compression(tokenizer, train_dir / ROWS_FILE, events=events)
+    train_parts = [encode_file(file, tokenizer, spec=spec, events=events) for file in train]
+    valid_parts = [encode_file(file, tokenizer, spec=spec, events=events) for file in validation]
+    if valid_parts:
+        overlap.report_overlap(
+            [part.folder for part in train_parts],
+            [part.folder for part in valid_parts],
+            limit=spec.settings().max_validation_overlap,
+            events=events,
+        )
+    settings = spec.settings()
+    train_rows = _join(
+        train_parts, spec.mixture, max_rows=settings.max_train_samples, spec=spec, events=events
+    )
+    report_compression(tokenizer, train_rows.folder / ROWS_FILE, events=events)
     prepared: dict[str, Any] = {
         "tokenizer": tokenizer.name_or_path,
-        "train": str(train_dir),
+        "train": str(train_rows.folder),
         "validation": None,
-        "counts": asdict(counts),
-        "cache_hit": {"train": train_hit},
+        "counts": asdict(train_rows.counts),
+        "cache_hit": {"train": train_rows.was_cached},
     }
-    if validation:
-        folder, validation_counts, hit = encode_file(validation, tokenizer, spec=spec, events=events)
-        prepared["validation"] = str(folder)
-        prepared["validation_counts"] = asdict(validation_counts)
-        prepared["cache_hit"]["validation"] = hit
+    if valid_parts:
+        once = [Share() for _ in valid_parts]
+        valid_rows = _join(valid_parts, once, max_rows=settings.max_eval_samples, spec=spec, events=events)
+        prepared["validation"] = str(valid_rows.folder)
+        prepared["validation_counts"] = asdict(valid_rows.counts)
+        prepared["cache_hit"]["validation"] = valid_rows.was_cached
     prepared["prompts"] = choose_prompts(spec, tokenizer, validation)
     checkpoint = pick_checkpoint(run_dir, spec=spec, events=events)
     prepared["resume_from"] = str(checkpoint.path) if checkpoint else None
     write_json(run_dir / "prepared.json", prepared)
     return prepared
-
-
-def choose_inputs(spec: RunSpec, *, events: Events) -> tuple["InputFile", "InputFile | None"]:
-    """What is trained on, and what is evaluated: another file, or rows held out of it. Raises DataError."""
-    from trainers.run_tokenizer import InputFile, Part
-
-    settings = spec.settings()
-    train = InputFile(spec.train_file, spec.train_format, settings.max_train_samples)
-    if spec.validation_file:
-        return train, InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)
-    percentage = settings.validation_split_percentage
-    if not percentage:
-        return train, None
-    n_rows = count_rows(spec.train_file)
-    n_held_out = count_held_out(n_rows, percentage)
-    if n_held_out < 1:
-        raise DataError("validation_split_percentage: the training file has too few rows to hold one out")
-    # Rows, not what is made of them: neither a document nor a pair of answers is on both sides.
-    held_out = frozenset(random.Random(spec.seed).sample(range(n_rows), n_held_out))  # noqa: S311
-    events.message(
-        f"{n_held_out} of {n_rows} rows are held out for validation",
-        code="held_out",
-        rows=n_held_out,
-        of=n_rows,
-    )
-    kept = replace(train, part=Part(held_out, is_held_out=False))
-    return kept, replace(kept, max_rows=settings.max_eval_samples, part=Part(held_out, is_held_out=True))
 
 
 def pick_checkpoint(run_dir: Path, *, spec: RunSpec, events: Events) -> Checkpoint | None:
@@ -120,10 +88,38 @@ def pick_checkpoint(run_dir: Path, *, spec: RunSpec, events: Events) -> Checkpoi
     return found
 
 
-def encode_file(
-    source: "InputFile", tokenizer: Any, *, spec: RunSpec, events: Events
-) -> tuple[Path, Counts, bool]:
-    """(folder of the encoded file in the cache, its counts, whether it was there already)."""
+@dataclass(frozen=True)
+class Encoded:
+    """A folder of the cache with encoded rows, what was counted of them, whether it was there already."""
+
+    folder: Path
+    counts: Counts
+    was_cached: bool
+
+
+def _join(
+    parts: list[Encoded], shares: Sequence[Share], *, max_rows: int | None, spec: RunSpec, events: Events
+) -> Encoded:
+    """The rows of one file as they are, those of several mixed."""
+    if len(parts) == 1:
+        return parts[0]
+    files = [(part.folder, part.counts) for part in parts]
+    folder, taken = mixing.mix(
+        files, list(shares), seed=spec.seed, max_rows=max_rows, cache_dir=spec.cache_dir
+    )
+    events.message(
+        f"{sum(taken)} rows of {len(parts)} files: "
+        + ", ".join(f"{count} of {part.counts.used}" for count, part in zip(taken, parts, strict=True)),
+        code="mixed",
+        taken=taken,
+        of=[part.counts.used for part in parts],
+    )
+    counts = replace(add_counts([part.counts for part in parts]), used=sum(taken))
+    return Encoded(folder, counts, all(part.was_cached for part in parts))
+
+
+def encode_file(source: InputFile, tokenizer: Any, *, spec: RunSpec, events: Events) -> Encoded:
+    """The file in the cache, encoded now unless it was there. Raises DataError."""
     settings = spec.settings().model_dump(include=METHODS[spec.method].shaping)
     stops = spec.model_dir / "generation_config.json"
     key = name_entry(
@@ -136,7 +132,7 @@ def encode_file(
         settings=settings,
     )
     folder = spec.cache_dir / "tokenized" / key
-    counts = _read_cached(folder)
+    counts = read_cached(folder)
     hit = counts is not None
     if counts is None:
         counts = _encode_into(folder, source, tokenizer=tokenizer, spec=spec, settings=settings)
@@ -147,24 +143,11 @@ def encode_file(
             f"none of the {counts.rows} rows has a token to train on within max_length {limit}: "
             "raise max_length"
         )
-    return folder, counts, hit
-
-
-def _read_cached(folder: Path) -> Counts | None:
-    """The counts of a cached file, or None when it is absent or not whole."""
-    try:
-        info = json.loads((folder / INFO_FILE).read_bytes())
-        if (folder / ROWS_FILE).stat().st_size != info["bytes"]:
-            shutil.rmtree(folder)
-            return None
-    except FileNotFoundError:
-        return None
-    os.utime(folder)  # its age tells whoever clears the cache what is in use
-    return Counts(**info["counts"])
+    return Encoded(folder, counts, hit)
 
 
 def _encode_into(
-    folder: Path, source: "InputFile", *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
+    folder: Path, source: InputFile, *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
 ) -> Counts:
     """Encodes a file beside its place in the cache, then moves it there."""
     encoder = _make_encoder(tokenizer, spec=spec, settings=settings)
@@ -192,12 +175,13 @@ def _make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) ->
     return encoders[kind](tokenizer, stop_ids=find_stop_ids(tokenizer, spec.model_dir), **settings)
 
 
-def _write_rows(target: Path, source: "InputFile", *, encoder: Encoder, method: str) -> Counts:
+def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: str) -> Counts:
     import pyarrow
 
     schema = pyarrow.schema({name: pyarrow.list_(pyarrow.int32()) for name in encoder.columns})
     counts = Counts()
     rows, used = source.read()
+    fingerprints = overlap.Fingerprints()
 
     def write(stream: Any, examples: Iterator[Example]) -> None:
         kept = [example for example in examples if _count(example, counts)]
@@ -206,24 +190,30 @@ def _write_rows(target: Path, source: "InputFile", *, encoder: Encoder, method: 
 
     with target.open("wb") as file:
         with pyarrow.ipc.new_stream(file, schema) as stream:
-            for batch in _batches(rows, used, method=method):
+            for batch in _batches(source, rows, used, method=method):
+                for row in batch:
+                    fingerprints.add(row)
                 write(stream, encoder.encode(batch))
             write(stream, encoder.finish())
         file.flush()
         os.fsync(file.fileno())
+    fingerprints.write(target.with_name(overlap.FINGERPRINTS_FILE))
     counts.blank_lines = rows.blank_lines
     return counts
 
 
-def _batches(rows: Rows, used: Iterator[AnyRow | RowError], *, method: str) -> Iterator[list[AnyRow]]:
+def _batches(
+    source: InputFile, rows: Rows, used: Iterator[AnyRow | RowError], *, method: str
+) -> Iterator[list[AnyRow]]:
     batch: list[AnyRow] = []
     for row in used:
         if isinstance(row, RowError):
-            raise DataError(f"line {row.line}: {row.message}")
+            raise DataError(f"{source.locate(row.line)}: {row.message}")
         if not METHODS[method].takes(rows.kind):
             wanted = METHODS[method].learns_from
             raise DataError(
-                f"line {row.line}: this is a {rows.kind} row, but {method} learns from {wanted} rows"
+                f"{source.locate(row.line)}: this is a {rows.kind} row, "
+                f"but {method} learns from {wanted} rows"
             )
         batch.append(row)
         if len(batch) == _BATCH_ROWS:

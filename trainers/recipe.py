@@ -22,7 +22,7 @@ from trainers.checkpoints import Checkpoint
 from trainers.data import load_tokenizer
 from trainers.events import Events
 from trainers.loop import Guarded
-from trainers.prepare import ROWS_FILE
+from trainers.prepared import ROWS_FILE
 from trainers.quantized import configure_quantization, keep_differentiable
 from trainers.ranks import barrier, rank, world_size
 from trainers.specs import METHODS, SpecError

@@ -3,58 +3,24 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trainers import vocabulary
-from trainers.artifacts import digest_file
 from trainers.cache import digest_tokenizer, name_entry, published
 from trainers.data import load_tokenizer
 from trainers.events import Events
 from trainers.exits import DataError
-from trainers.row_formats import PLAIN_TEXT, AnyRow, Document
-from trainers.rows import RowError, Rows
+from trainers.inputs import InputFile
+from trainers.row_formats import Document
+from trainers.rows import RowError
 from trainers.specs import METHODS, RunSpec
 
 TEMPLATES_DIR = Path(__file__).with_name("templates")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Of the rows of a file, those that are held out of the training, or the others. Rows count from 0."""
-
-    held_out: frozenset[int]
-    is_held_out: bool
-
-    def has(self, row: int) -> bool:
-        """Whether a row belongs to it."""
-        return (row in self.held_out) == self.is_held_out
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file, the format that the check of its rows found (None: to be found again), and how many to read."""
-
-    path: Path
-    format: str | None
-    max_rows: int | None = None
-    part: Part | None = None
-
-    def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
-        """The rows, and those of them that are to be used."""
-        rows = Rows(self.path, plain_text=self.format == PLAIN_TEXT)
-        used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
-        return rows, islice(used, self.max_rows)
-
-    def name_facts(self) -> dict[str, Any]:
-        """What decides which rows are read: a part of the name of what is made of them."""
-        part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
-        return {"content": digest_file(self.path), "max_rows": self.max_rows, "part": part}
-
-
-def obtain_tokenizer(train: InputFile, *, spec: RunSpec, events: Events) -> Any:
+def obtain_tokenizer(train: list[InputFile], *, spec: RunSpec, events: Events) -> Any:
     """What rows are encoded with, what is trained with and what is kept with the result.
 
     Its `name_or_path` is the folder it is in: the model's, or one in the cache. Raises DataError.
@@ -101,17 +67,16 @@ def _give_template(tokenizer: Any, name: str, *, cache_dir: Path) -> Path:
     return folder
 
 
-def _extend(tokenizer: Any, train: InputFile, *, count: int, cache_dir: Path, events: Events) -> Path:
+def _extend(tokenizer: Any, train: list[InputFile], *, count: int, cache_dir: Path, events: Events) -> Path:
     key = name_entry(
-        **train.name_facts(),
-        format=train.format,
+        files=[[file.name_facts(), file.format] for file in train],
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         new_tokens=count,
     )
     folder = cache_dir / "tokenizers" / key
     hit = folder.is_dir()
     if not hit:
-        tokens = vocabulary.learn_tokens(tokenizer, _texts(train), count=count)
+        tokens = vocabulary.learn_tokens(tokenizer, chain.from_iterable(map(_texts, train)), count=count)
         if not tokens:
             raise DataError("nothing occurs twice in the training file: there are no new tokens to learn")
         with published(folder) as work:
@@ -156,6 +121,6 @@ def report_compression(tokenizer: Any, rows_file: Path, *, events: Events) -> No
 def _texts(source: InputFile) -> Iterator[str]:
     for row in source.read()[1]:
         if isinstance(row, RowError):
-            raise DataError(f"line {row.line}: {row.message}")
+            raise DataError(f"{source.locate(row.line)}: {row.message}")
         if isinstance(row, Document):
             yield row.text

@@ -6,7 +6,7 @@ from typing import Any
 from celery.signals import worker_process_init, worker_shutting_down
 from sqlalchemy.orm import Session
 
-from db import jobs, recovery, tasks
+from db import job_files, jobs, recovery, tasks
 from db.models import File, Job
 from db.session import Database
 from db.tasks import Lease
@@ -73,13 +73,25 @@ def _start_job(session: Session, lease: Lease) -> bool:
 def _resolve(session: Session, job_id: str) -> dict[str, Any]:
     """The hyperparameters with every "auto" replaced."""
     job = session.get_one(Job, job_id)
-    file = session.get_one(File, job.training_file)
     return specs.resolve(
         specs.parse_method(job.spec["method"], None),
-        n_examples=file.rows or 1,
+        n_examples=_count_examples(session, job),
         seed=job.seed,
         nproc_per_node=specs.Resources.model_validate(job.resources).nproc_per_node,
     )
+
+
+def _count_examples(session: Session, job: Job) -> int:
+    """Rows of the training file; of several, those that the mixture takes."""
+
+    def count(file_id: str) -> int:
+        return session.get_one(File, file_id).rows or 1
+
+    mixture = job_files.mixture_of(job)
+    if not mixture:
+        return count(job.training_file)
+    shares = [specs.Share.model_validate({k: v for k, v in part.items() if k != "file"}) for part in mixture]
+    return sum(specs.count_mixed([count(part["file"]) for part in mixture], shares))
 
 
 worker_process_init.connect(shutdown.die_with_parent)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import blobs, jobs, registry
+from db import blobs, job_files, jobs, registry
 from db.errors import LeaseLost
 from db.models import File, Job, Model
 from db.session import Database
@@ -176,6 +176,10 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         **named,
         train_file=path_of(train),
         train_format=_format_of(train),
+        mixture=[
+            specs.MixedFile(path=path_of(file), format=_format_of(file), **share)
+            for file, share in _list_mixed(session, job)
+        ],
         validation_file=path_of(validation) if validation else None,
         validation_format=_format_of(validation) if validation else None,
         cache_dir=paths.cache_dir,
@@ -206,6 +210,14 @@ def _describe_adapter(session: Session, job: Job) -> dict[str, Any]:
         return {}
     model = registry.get_ready(session, name, org_id=job.org_id)
     return {"init_adapter_dir": Path(str(model.adapter_path)), "init_adapter_digest": model.digest or ""}
+
+
+def _list_mixed(session: Session, job: Job) -> list[tuple[File, dict[str, Any]]]:
+    """Each file of a mixture with how much of it is taken."""
+    return [
+        (session.get_one(File, part["file"]), {k: v for k, v in part.items() if k != "file"})
+        for part in job_files.mixture_of(job)
+    ]
 
 
 def _format_of(file: File) -> str | None:

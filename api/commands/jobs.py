@@ -28,7 +28,14 @@ JobId = Annotated[str, typer.Argument(metavar="ID")]
 def create(
     *,
     model: Annotated[str, typer.Option(help="Model to start from.")],
-    file: Annotated[str, typer.Option(help="Id of the training file.", metavar="FILE_ID")],
+    file: Annotated[
+        list[str],
+        typer.Option(
+            help="Id of the training file. Given more than once, the files are mixed: with weights, "
+            "or each row once.",
+            metavar="FILE_ID[=WEIGHT]",
+        ),
+    ],
     validation_file: Annotated[
         str | None, typer.Option(help="Id of a file to measure the loss on.", metavar="FILE_ID")
     ] = None,
@@ -56,7 +63,7 @@ def create(
     job = client.post(
         "/v1/fine_tuning/jobs",
         model=model,
-        training_file=file,
+        **_read_training_files(file),
         validation_file=validation_file,
         suffix=suffix,
         method={"type": method, method: {"hyperparameters": hyperparameters}},
@@ -67,6 +74,20 @@ def create(
         out.print(job["id"])
     if follow:
         raise typer.Exit(follow_job(client, job["id"]))
+
+
+def _read_training_files(given: list[str]) -> dict[str, Any]:
+    """The training files of a job, as the API takes them."""
+    if len(given) == 1 and "=" not in given[0]:
+        return {"training_file": given[0]}
+    parts = []
+    for text in given:
+        file_id, equals, weight = text.partition("=")
+        try:
+            parts.append({"file": file_id} | ({"weight": float(weight)} if equals else {}))
+        except ValueError:
+            raise typer.BadParameter(f"{weight!r} is not a weight.") from None
+    return {"training_files": parts}
 
 
 @app.command("list")

@@ -123,17 +123,25 @@ def _upload_files(client: Client, pipeline: dict[str, Any], *, folder: Path) -> 
     """The pipeline with the ids of the files that it names by their paths; each is uploaded once."""
     uploaded: dict[Path, str] = {}
 
+    def upload(named: Any) -> Any:
+        path = folder / str(named)
+        if not path.is_file():
+            return named
+        if path not in uploaded:
+            uploaded[path] = send_file(client, path)["id"]
+        return uploaded[path]
+
     def replace(stage: Any) -> Any:
         if not isinstance(stage, dict):
             return stage
-        named = {
-            key: folder / str(stage[key]) for key in ("training_file", "validation_file") if key in stage
-        }
-        paths = {key: path for key, path in named.items() if path.is_file()}
-        for path in paths.values():
-            if path not in uploaded:
-                uploaded[path] = send_file(client, path)["id"]
-        return stage | {key: uploaded[path] for key, path in paths.items()}
+        single = {key: upload(stage[key]) for key in ("training_file", "validation_file") if key in stage}
+        mixed = stage.get("training_files")
+        if isinstance(mixed, list):
+            single["training_files"] = [
+                part | {"file": upload(part["file"])} if isinstance(part, dict) and "file" in part else part
+                for part in mixed
+            ]
+        return stage | single
 
     stages = pipeline.get("stages")
     if not isinstance(stages, list):

@@ -126,6 +126,8 @@ def test_the_spec_is_a_request_for_the_same_job(client, world, job_id):
         "model_digest": "d1",
         "training_file": file["id"],
         "training_file_sha256": file["sha256"],
+        "training_files": None,
+        "training_files_sha256": None,
         "validation_file": None,
         "validation_file_sha256": None,
         "method": {"type": "supervised", "supervised": {"hyperparameters": RESOLVED}},
@@ -135,7 +137,7 @@ def test_the_spec_is_a_request_for_the_same_job(client, world, job_id):
     assert str(world.settings.home_dir) not in answer.text
     listed = client.get(f"{JOBS}/{job_id}/artifacts").json()["data"]
     assert [item["bytes"] for item in listed if item["name"] == "spec.json"] == [len(answer.content)]
-    wanted = ("model", "training_file", "validation_file", "method", "seed", "resources")
+    wanted = ("model", "training_file", "training_files", "validation_file", "method", "seed", "resources")
     again = client.post(JOBS, json={key: spec[key] for key in wanted}).json()
     assert again["hyperparameters"].items() >= RESOLVED.items()
     assert [again[key] for key in ("model", "seed", "resources")] == ["org/base", 7, spec["resources"]]

@@ -52,6 +52,7 @@ def test_a_new_job_has_every_key_of_the_reference(client, body):
         "organization_id": "org-default",
         "status": "queued",
         "training_file": body["training_file"],
+        "training_files": None,
         "validation_file": body["training_file"],
         "result_files": [],
         "trained_tokens": None,
@@ -118,6 +119,53 @@ def test_refusals_name_the_parameter(client, body, more, status, code, param):
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == (code, param)
     assert client.get(JOBS).json()["data"] == []
+
+
+def test_a_job_may_train_on_several_files(client, body, world):
+    second = world.file()
+    mixed = [{"file": body["training_file"], "weight": 3.0}, {"file": second, "weight": 1.0}]
+    job = create(client, {"model": body["model"], "training_files": mixed})
+    assert job["training_file"] == body["training_file"]
+    assert job["training_files"] == [part | {"epochs": None} for part in mixed]
+    assert client.get(f"{JOBS}/{job['id']}").json()["training_files"] == job["training_files"]
+    listed = client.get(f"{JOBS}/{job['id']}/events").json()["data"]
+    named = f"Validating training files: {body['training_file']}, {second}"
+    assert named in [event["message"] for event in listed]
+    # Both in one place, as the official client has to give the one.
+    assert create(client, body | {"training_files": mixed})["training_files"] == job["training_files"]
+    refused = client.delete(f"/v1/files/{second}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "file_in_use")
+    alone = create(client, {"model": body["model"], "training_files": [{"file": second, "weight": 2}]})
+    assert (alone["training_file"], alone["training_files"]) == (second, None)
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "code", "param"),
+    [
+        (None, {}, "missing_required_parameter", "training_file"),
+        ([], {}, "invalid_value", "training_files"),
+        (["{0}", "file-unknown"], {}, "not_found", "training_files.1.file"),
+        (["{0}", "{0}"], {}, "invalid_value", "training_files.1.file"),
+        (["{1}", "{0}"], {"training_file": "{0}"}, "invalid_value", "training_file"),
+        ([{"file": "{0}", "weight": 1}, "{1}"], {}, "invalid_value", "training_files.1"),
+        ([{"file": "{0}", "weight": 0}, "{1}"], {}, "invalid_value", "training_files.0.weight"),
+        ([{"file": "{0}", "weight": 1, "epochs": 1}], {}, "invalid_value", "training_files.0.epochs"),
+        ([{"file": "{0}", "wieght": 1}], {}, "unknown_parameter", "training_files.0.wieght"),
+    ],
+)
+def test_refusals_of_several_files_name_the_one(client, body, world, files, more, code, param):
+    ids = [body["training_file"], world.file()]
+
+    def fill(text):
+        return text.format(*ids) if isinstance(text, str) else text
+
+    asked = {name: fill(value) for name, value in more.items()}
+    if files is not None:
+        parts = [{"file": one} if isinstance(one, str) else one for one in files]
+        asked["training_files"] = [part | {"file": fill(part["file"])} for part in parts]
+    answer = client.post(JOBS, json={"model": body["model"]} | asked)
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == (code, param), error
 
 
 def test_seed_and_processes_may_stand_among_the_hyperparameters(client, body):

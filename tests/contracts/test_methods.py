@@ -13,6 +13,7 @@ from tests.tiny import chat_rows
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 LORA = {"learning_rate": 5e-3, "batch_size": 8, "n_epochs": 3}
+KNOWN = {"max_validation_overlap": 1}  # the same file tells what was learnt
 ANSWERS = {"eval_max_tokens": 8}  # a reward model takes none
 
 
@@ -61,7 +62,7 @@ class Service:
             "training_file": file,
             "validation_file": file,
             "suffix": method[:4],
-            "method": {"type": method, method: {"hyperparameters": LORA | more | settings, **beside}},
+            "method": {"type": method, method: {"hyperparameters": LORA | KNOWN | more | settings, **beside}},
         }
         made = self.http.post("/fine_tuning/jobs", json=body)
         assert made.status_code == 200, made.text

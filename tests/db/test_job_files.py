@@ -37,6 +37,32 @@ def test_a_check_that_finds_other_rows_fails_the_job(world: World, param: str):
     }
 
 
+def mix(*files: str) -> dict:
+    return FROM_CONVERSATIONS | {"training_files": [{"file": file, "weight": 1.0} for file in files]}
+
+
+def test_a_job_on_several_files_waits_for_all_and_keeps_them(world: World):
+    files = [world.upload().id for _ in range(3)]
+    job = world.add_job(files[0], spec=mix(*files))
+    for file in files[:2]:
+        world.check(file, kind="conversation")
+        assert world.job(job.id).status == "validating_files"
+        with pytest.raises(Conflict, match="is used by"):
+            world.delete_file(file)
+    world.check(files[2], kind="conversation")
+    assert world.job(job.id).status == "queued"
+
+
+def test_one_of_several_files_that_does_not_fit_fails_the_job(world: World):
+    files = [world.upload().id for _ in range(2)]
+    job = world.add_job(files[0], spec=mix(*files))
+    world.check(files[1], kind="document")
+    failed = world.job(job.id)
+    assert failed.error is not None
+    assert (failed.status, failed.error["code"]) == ("failed", "invalid_training_file")
+    assert failed.error["param"] == "training_files.1.file"
+
+
 def test_a_fitting_file_moves_the_job_on(world: World):
     file = world.upload()
     job = world.add_job(file.id, validation_file=world.add_file(kind="conversation"), spec=FROM_CONVERSATIONS)

@@ -14,7 +14,8 @@ from tests.trainers.test_run import LIMIT_S, exit_of, launch, reached, wait_for
 from trainers.adapters import load_model, load_tokenizer
 from trainers.kto import Mismatching
 from trainers.merge import merge_run
-from trainers.prepare import ROWS_FILE, main
+from trainers.prepare import main
+from trainers.prepared import ROWS_FILE
 from trainers.ranks import StopRequest
 from trainers.row_formats import FORMATS, Labelled, detect_format, read_row
 from trainers.run import run

@@ -7,6 +7,7 @@ from db import files, jobs, tasks
 from db.models import Job
 from tests.db.world import World, claim
 from trainers import specs
+from workers.ring import _start_job
 from workers.train import describe_run
 
 
@@ -48,6 +49,22 @@ def test_without_a_validation_file_there_is_no_format_of_one(world: World):
         spec = describe_run(session, lease)
 
     assert (spec.train_format, spec.validation_file, spec.validation_format) == ("messages", None, None)
+
+
+def test_several_files_come_with_their_shares_and_decide_the_number_of_steps(world: World):
+    files_ = [add_checked_file(world, "messages"), add_checked_file(world, "alpaca")]
+    method = specs.parse_method({"type": "supervised"}, None)
+    mixed = [{"file": file, "epochs": epochs} for file, epochs in zip(files_, (100.0, 2.0), strict=True)]
+    world.add_job(files_[0], spec={"method": method.to_request(), "training_files": mixed})
+    with world.database.write() as session:
+        lease = claim(session)
+        assert lease is not None
+        assert _start_job(session, lease)
+        spec = describe_run(session, lease)
+
+    assert [(part.epochs, part.format) for part in spec.mixture] == [(100.0, "messages"), (2.0, "alpaca")]
+    assert spec.train_file == spec.mixture[0].path
+    assert spec.settings().n_epochs == 3  # of 306 rows; three rows would be shown 25 times
 
 
 def test_the_adapter_that_a_job_starts_from(world: World):

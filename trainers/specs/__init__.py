@@ -2,6 +2,7 @@
 
 from trainers.specs.fields import Resources, SpecError
 from trainers.specs.methods import METHODS
+from trainers.specs.mixture import MixedFile, Share, check_shares, count_mixed
 from trainers.specs.parse import Method, parse_method, write_method
 from trainers.specs.resolution import resolve
 from trainers.specs.run_spec import SPEC_VERSION, RunSpec, load_run_spec
@@ -10,9 +11,13 @@ __all__ = [
     "METHODS",
     "SPEC_VERSION",
     "Method",
+    "MixedFile",
     "Resources",
     "RunSpec",
+    "Share",
     "SpecError",
+    "check_shares",
+    "count_mixed",
     "load_run_spec",
     "parse_method",
     "resolve",

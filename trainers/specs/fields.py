@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Auto = Literal["auto"]
 
@@ -57,8 +57,15 @@ def _split_modules(value: Any) -> Any:
     return "all-linear" if value in ("all", "all-linear") else _split_names(value)
 
 
+def _check_split(value: float) -> float:
+    if value > 0.5 and (value < 1 or value != int(value)):
+        raise ValueError("must be a fraction up to 0.5, or a whole number of rows")
+    return value
+
+
 Count = Annotated[int, BeforeValidator(_refuse_bool)]
 Number = Annotated[float, BeforeValidator(_refuse_bool)]
+Split = Annotated[Number, Field(gt=0, le=1_000_000_000), AfterValidator(_check_split)] | None
 ModuleName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+$")]
 ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=64)]
 TargetModules = Annotated[Literal["all-linear"] | ModuleNames, BeforeValidator(_split_modules)]

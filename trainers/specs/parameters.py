@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainers.specs.fields import Auto, Count, DType, Number, OptionalModules, Strict, TargetModules
+from trainers.specs.fields import Auto, Count, DType, Number, OptionalModules, Split, Strict, TargetModules
 from trainers.specs.graders import GraderConfig
 from trainers.specs.zero import ZeroConfig
 
@@ -21,9 +21,13 @@ class Training(Strict):
     # Rows that are read of the training file and of the validation file; all by default.
     max_train_samples: Annotated[Count, Field(ge=1, le=1_000_000_000)] | None = None
     max_eval_samples: Annotated[Count, Field(ge=1, le=1_000_000_000)] | None = None
-    # Percent of the training rows that are held out, at least one, and evaluated in place of a validation
-    # file. The seed decides which.
+    # Rows of each training file that are held out and evaluated in place of a validation file: a fraction up
+    # to 0.5, or how many. The seed decides which.
+    validation_split: Split = None
+    # The same as percent, at least one row.
     validation_split_percentage: Annotated[Number, Field(ge=0, le=50)] = 0.0
+    # The share of the validation rows that may stand in the training data too; above it the job is refused.
+    max_validation_overlap: Annotated[Number, Field(ge=0, le=1)] = 0.5
     # Answered before training, at each checkpoint and at the end. Each is a user's message, or plain text to
     # go on from; by default they are of the first validation rows, and an empty list asks for none.
     eval_prompts: Annotated[list[EvalPrompt], Field(max_length=16)] | None = None

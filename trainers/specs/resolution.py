@@ -20,7 +20,7 @@ def resolve(method: Method, *, n_examples: int, seed: int, nproc_per_node: int =
     if n_examples < 1:
         raise SpecError("the training file has no examples", param="training_file")
     asked, kind = method.hyperparameters, method.kind
-    n_examples -= count_held_out(n_examples, asked.validation_split_percentage)
+    n_examples -= count_held_out(n_examples, asked)
     n_examples = min(n_examples, asked.max_train_samples or n_examples)
     n_epochs = _choose_epochs(n_examples) if asked.n_epochs == "auto" else asked.n_epochs
     batch_size, micro = _size_batch(method, n_examples=n_examples, nproc_per_node=nproc_per_node)
@@ -81,19 +81,28 @@ def _size_batch(method: Method, *, n_examples: int, nproc_per_node: int) -> tupl
     return batch_size, micro
 
 
-def count_held_out(n_rows: int, percentage: float) -> int:
+def count_held_out(n_rows: int, settings: Asked | Resolved) -> int:
     """How many rows of a file are held out of the training: at least one, but never all."""
-    return min(n_rows - 1, max(1, round(n_rows * percentage / 100))) if percentage else 0
+    split = settings.validation_split or settings.validation_split_percentage / 100
+    if not split:
+        return 0
+    return min(n_rows - 1, max(1, round(n_rows * split) if split < 1 else int(split)))
 
 
-def check_split(percentage: float, *, has_validation_file: bool, method: str) -> None:
+def check_split(settings: Asked | Resolved, *, has_validation_file: bool, method: str) -> None:
     """Raise SpecError where there are two answers to what is evaluated."""
-    if percentage and has_validation_file:
-        raise SpecError(
-            "validation_split_percentage holds rows of the training file out for want of a validation file, "
-            "and there is one: give one of the two",
-            param=f"method.{method}.hyperparameters.validation_split_percentage",
+    named = ("validation_split", "validation_split_percentage")
+    given = [name for name in named if getattr(settings, name)]
+    if len(given) == 2:
+        message = "validation_split and validation_split_percentage say the same; give one"
+    elif given and has_validation_file:
+        message = (
+            f"{given[0]} holds rows of the training file out for want of a validation file, "
+            "and there is one: give one of the two"
         )
+    else:
+        return
+    raise SpecError(message, param=f"method.{method}.hyperparameters.{given[0]}")
 
 
 def _choose_epochs(n_examples: int) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from trainers.specs.fields import Resources, SpecError, Strict
 from trainers.specs.methods import METHODS
+from trainers.specs.mixture import MAX_FILES, MixedFile
 from trainers.specs.parameters import Resolved
 from trainers.specs.resolution import check_batch, check_split
 
@@ -35,8 +36,9 @@ class RunSpec(Strict):
     # The adapter that training starts from.
     init_adapter_dir: Path | None = None
     init_adapter_digest: str = ""
-    train_file: Path
+    train_file: Path  # of a mixture, the first
     train_format: str | None = None
+    mixture: list[MixedFile] = Field(default_factory=list, max_length=MAX_FILES)
     validation_file: Path | None = None
     validation_format: str | None = None
     cache_dir: Path
@@ -47,16 +49,14 @@ class RunSpec(Strict):
         if self.method not in METHODS:
             raise ValueError(f"method {self.method!r} is not available; available: {', '.join(METHODS)}")
         paths = [self.model_dir, self.train_file, self.cache_dir, self.validation_file, *self.resume_roots]
+        paths += [part.path for part in self.mixture]
         for path in paths:
             if path is not None and not path.is_absolute():
                 raise ValueError(f"{path} is not an absolute path")
         if (self.settings().init_adapter is None) != (self.init_adapter_dir is None):
             raise ValueError("init_adapter and init_adapter_dir go together")
-        check_split(
-            self.settings().validation_split_percentage,
-            has_validation_file=self.validation_file is not None,
-            method=self.method,
-        )
+        has_validation_file = self.validation_file is not None
+        check_split(self.settings(), has_validation_file=has_validation_file, method=self.method)
         return self
 
     def settings(self) -> Resolved:
@@ -77,6 +77,8 @@ class RunSpec(Strict):
             settings += [self.reward_model_digest, self.reward_adapter_dir is not None]
         if self.init_adapter_dir:
             settings.append(self.init_adapter_digest)
+        if self.mixture:
+            settings.append([[part.weight, part.epochs] for part in self.mixture])
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,91 @@
+"""What a run reads: its training files, and another file or rows held out of them for the evaluation."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trainers.artifacts import digest_file
+from trainers.events import Events
+from trainers.exits import DataError
+from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.rows import RowError, Rows, count_rows
+from trainers.specs import RunSpec
+from trainers.specs.resolution import count_held_out
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of the rows of a file, those that are held out of the training, or the others. Rows count from 0."""
+
+    held_out: frozenset[int]
+    is_held_out: bool
+
+    def has(self, row: int) -> bool:
+        """Whether a row belongs to it."""
+        return (row in self.held_out) == self.is_held_out
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file, the format that the check of its rows found (None: to be found again), and how many to read."""
+
+    path: Path
+    format: str | None
+    max_rows: int | None = None
+    part: Part | None = None
+    # Which of several training files it is, from 0.
+    position: int | None = None
+
+    def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
+        """The rows, and those of them that are to be used."""
+        rows = Rows(self.path, plain_text=self.format == PLAIN_TEXT)
+        used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
+        return rows, islice(used, self.max_rows)
+
+    def locate(self, line: int) -> str:
+        """Where a line is, for messages to users."""
+        return f"line {line}" if self.position is None else f"training_files.{self.position}, line {line}"
+
+    def name_facts(self) -> dict[str, Any]:
+        """What decides which rows are read: a part of the name of what is made of them."""
+        part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
+        return {"content": digest_file(self.path), "max_rows": self.max_rows, "part": part}
+
+
+def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], list[InputFile]]:
+    """What is trained on, and what is evaluated, if anything. Raises DataError."""
+    settings = spec.settings()
+    if spec.mixture:
+        # How many rows of a mixture are used is decided when it is mixed.
+        train = [InputFile(part.path, part.format, position=i) for i, part in enumerate(spec.mixture)]
+    else:
+        train = [InputFile(spec.train_file, spec.train_format, settings.max_train_samples)]
+    if spec.validation_file:
+        return train, [InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)]
+    if not settings.validation_split and not settings.validation_split_percentage:
+        return train, []
+    parts = [_hold_out(file, spec=spec, events=events) for file in train]
+    return [kept for kept, _ in parts], [held_out for _, held_out in parts]
+
+
+def _hold_out(file: InputFile, *, spec: RunSpec, events: Events) -> tuple[InputFile, InputFile]:
+    settings = spec.settings()
+    n_rows = count_rows(file.path)
+    n_held_out = count_held_out(n_rows, settings)
+    if n_held_out < 1 or (settings.validation_split or 0) >= n_rows:
+        asked = "validation_split" if settings.validation_split else "validation_split_percentage"
+        where = "the training file" if file.position is None else f"training_files.{file.position}"
+        raise DataError(f"{asked}: {where} has too few rows to hold any out ({n_rows})")
+    # Rows, not what is made of them: neither a document nor a pair of answers is on both sides.
+    held_out = frozenset(random.Random(spec.seed).sample(range(n_rows), n_held_out))  # noqa: S311
+    events.message(
+        f"{n_held_out} of {n_rows} rows are held out for validation",
+        code="held_out",
+        rows=n_held_out,
+        of=n_rows,
+    )
+    kept = replace(file, part=Part(held_out, is_held_out=False))
+    return kept, replace(kept, max_rows=settings.max_eval_samples, part=Part(held_out, is_held_out=True))

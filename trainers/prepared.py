@@ -1,0 +1,48 @@
+"""Prepared files in the cache: token ids as Arrow, what was counted of them, and a name that says it all."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROWS_FILE = "rows.arrow"
+INFO_FILE = "info.json"
+
+
+@dataclass
+class Counts:
+    """What became of the rows of a file. Without a token to train on a row is dropped."""
+
+    rows: int = 0
+    used: int = 0
+    dropped: int = 0
+    dropped_lines: list[int] = field(default_factory=list)  # the first of them
+    truncated: int = 0
+    blank_lines: int = 0
+    tokens: int = 0
+    trainable_tokens: int = 0
+    longest: int = 0  # tokens of the longest row before truncation
+
+
+def read_cached(folder: Path) -> Counts | None:
+    """The counts of a cached file, or None when it is absent or not whole."""
+    try:
+        info = json.loads((folder / INFO_FILE).read_bytes())
+        if (folder / ROWS_FILE).stat().st_size != info["bytes"]:
+            shutil.rmtree(folder)
+            return None
+    except FileNotFoundError:
+        return None
+    os.utime(folder)  # its age tells whoever clears the cache what is in use
+    return Counts(**info["counts"])
+
+
+def add_counts(parts: list[Counts]) -> Counts:
+    """What became of the rows of several files together."""
+    total = Counts()
+    for part in parts:
+        for name in ("rows", "used", "dropped", "truncated", "blank_lines", "tokens", "trainable_tokens"):
+            setattr(total, name, getattr(total, name) + getattr(part, name))
+        total.longest = max(total.longest, part.longest)
+    return total
