@@ -20,6 +20,7 @@ from api import (
     methods,
     models,
     pipelines,
+    prepared,
     stream,
     watch,
 )
@@ -58,7 +59,19 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     v1 = APIRouter(
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
-    for resource in (files, jobs, pipelines, history, stream, artifacts, methods, models, deployments, chat):
+    for resource in (
+        files,
+        prepared,
+        jobs,
+        pipelines,
+        history,
+        stream,
+        artifacts,
+        methods,
+        models,
+        deployments,
+        chat,
+    ):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -391,6 +391,25 @@ class CheckpointList(BaseModel):
     has_more: bool
 
 
+class PreparedObject(BaseModel):
+    """Training data as token ids."""
+
+    id: str = Field(description="Digest of the rows, the tokenizer, the template and the parameters.")
+    object: Literal["prepared_data"] = "prepared_data"
+    bytes: int
+    rows: int
+    tokens: int
+    used_at: int
+    expires_at: int = Field(description="Collected then, unless a run uses it before.")
+
+
+class PreparedList(BaseModel):
+    """All prepared data."""
+
+    object: Literal["list"] = "list"
+    data: list[PreparedObject]
+
+
 class ArtifactList(BaseModel):
     """All artifacts of a job."""
 

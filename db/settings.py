@@ -17,6 +17,9 @@ class DatabaseSettings(BaseSettings):
         default=SecretStr(""),
         description="Secret of at least 32 characters; keys are stored as HMACs under it.",
     )
+    prepared_unused_s: float = Field(
+        default=7 * 24 * 3600.0, ge=60, description="How long prepared data that no run uses is kept."
+    )
 
     @property
     def home_dir(self) -> Path:

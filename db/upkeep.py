@@ -1,13 +1,12 @@
-"""What time alone makes due: files that expire, answers that need not be given again."""
+"""What time alone makes due: files that expire, answers that need not be given again, data nobody uses."""
 
-from pathlib import Path
-
-from db import files, idempotency
+from db import files, idempotency, prepared
 from db.errors import Conflict, NotFound
 from db.session import Database
+from db.settings import DatabaseSettings
 
 
-def run(database: Database, *, blobs_dir: Path) -> None:
+def run(database: Database, settings: DatabaseSettings) -> None:
     """Do what is due. Safe to run anywhere and at any time, also twice at once."""
     with database.write() as session:
         idempotency.forget_old(session)
@@ -15,6 +14,13 @@ def run(database: Database, *, blobs_dir: Path) -> None:
         expired = files.expired(session)
     for file in expired:
         try:
-            files.delete(database, file.id, org_id=file.org_id, blobs_dir=blobs_dir)
+            files.delete(database, file.id, org_id=file.org_id, blobs_dir=settings.blobs_dir)
         except (Conflict, NotFound):
             continue  # an unfinished job needs it, or somebody else was faster
+    with database.read() as session:
+        prepared.collect(
+            session,
+            settings.cache_dir,
+            runs_dir=settings.runs_dir,
+            unused_s=settings.prepared_unused_s,
+        )

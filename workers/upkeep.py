@@ -8,4 +8,4 @@ from workers.app import UPKEEP_TASK, app, database
 @app.task(name=UPKEEP_TASK)
 def run() -> None:
     """Do what time alone makes due."""
-    upkeep.run(database(), blobs_dir=DatabaseSettings().blobs_dir)
+    upkeep.run(database(), DatabaseSettings())

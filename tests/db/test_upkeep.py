@@ -4,7 +4,12 @@ from sqlalchemy import func, select, update
 
 from db import idempotency, upkeep
 from db.models import File, IdempotentRequest
+from db.settings import DatabaseSettings
 from tests.db.world import World
+
+
+def settings_of(world: World) -> DatabaseSettings:
+    return DatabaseSettings(home=world.home)
 
 
 def expire(world: World, *file_ids: str) -> None:
@@ -21,7 +26,7 @@ def test_expired_files_go_with_their_bytes(world: World):
     expire(world, gone.id)
     world.run(update(File).where(File.id == kept.id).values(expires_at=2e10))
 
-    upkeep.run(world.database, blobs_dir=world.blobs_dir)
+    upkeep.run(world.database, settings_of(world))
 
     assert file_ids(world) == {kept.id}
     assert [path.name for path in world.blobs_dir.glob("org-*/*/*")] == [kept.sha256]
@@ -31,11 +36,11 @@ def test_a_file_that_an_unfinished_job_needs_outlives_its_time(world: World):
     job = world.add_job()
     expire(world, job.training_file)
 
-    upkeep.run(world.database, blobs_dir=world.blobs_dir)
+    upkeep.run(world.database, settings_of(world))
     assert job.training_file in file_ids(world)
 
     world.cancel(job.id)
-    upkeep.run(world.database, blobs_dir=world.blobs_dir)
+    upkeep.run(world.database, settings_of(world))
     assert job.training_file not in file_ids(world)
 
 
@@ -50,7 +55,7 @@ def test_answers_are_kept_for_a_day(world: World):
     with world.database.read() as session:
         assert idempotency.recall(session, org_id=world.org_id, key="old", request_hash="h") is None
 
-    upkeep.run(world.database, blobs_dir=world.blobs_dir)
+    upkeep.run(world.database, settings_of(world))
 
     with world.database.read() as session:
         assert session.scalars(select(IdempotentRequest.key)).all() == ["new"]

@@ -1,0 +1,28 @@
+"""/v1/prepared: training data as token ids, which jobs share."""
+
+from fastapi import APIRouter
+
+from api.auth import AdminDep
+from api.deps import SettingsDep
+from api.schemas import PreparedList, PreparedObject
+from db import prepared
+
+router = APIRouter(prefix="/prepared", tags=["Files"])
+
+
+@router.get("", summary="List prepared data")
+def list_prepared(_caller: AdminDep, settings: SettingsDep) -> PreparedList:
+    """What jobs have made of their data, and what later jobs on the same use again (admins)."""
+    return PreparedList(
+        data=[
+            PreparedObject(
+                id=one.id,
+                bytes=one.bytes,
+                rows=one.rows,
+                tokens=one.tokens,
+                used_at=int(one.used_at),
+                expires_at=int(one.used_at + settings.prepared_unused_s),
+            )
+            for one in prepared.list_prepared(settings.cache_dir)
+        ],
+    )
