@@ -2,11 +2,10 @@
 
 import base64
 import dataclasses
-import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -16,10 +15,9 @@ from sqlalchemy.orm import Session
 from api import multipart, render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, SettingsDep
-from api.errors import NEVER_RETRY, ApiError, hint
-from api.middleware import allow_body
+from api.errors import ApiError, hint
 from api.once import Once, OnceDep
-from api.schemas import Deleted, FileList, FileObject, ImportFile
+from api.schemas import Deleted, FileList, FileObject, ImportFile, Purpose
 from api.sources import check_hub
 from db import blobs, files
 from db.blobs import BlobWriter
@@ -27,7 +25,7 @@ from workers.dispatch import ring
 
 router = APIRouter(prefix="/files", tags=["Files"])
 
-PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+PURPOSES = get_args(Purpose)
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("purpose", _ANCHOR, _SECONDS)
 _BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
@@ -64,18 +62,12 @@ async def create_file(
 
     The body is read here, not by the framework: only then is it known that the caller has a key.
     """
-    max_file_bytes = settings.max_upload_bytes
-    allow_body(request, limit_bytes=max_file_bytes + multipart.FORM_OVERHEAD_BYTES)
-    try:
-        with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
-            form = await multipart.read_upload(request, writer, max_file_bytes=max_file_bytes)
-            wishes = _check(form, size_bytes=writer.size_bytes)
-            answer = await run_in_threadpool(_store, once, writer, org_id=caller.org_id, wishes=wishes)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        message = "There is no space left to store the file."
-        raise ApiError(507, "disk_full", message, headers=NEVER_RETRY) from error
+    with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
+        form = await multipart.read_upload(
+            request, writer, file_field="file", max_file_bytes=settings.max_upload_bytes
+        )
+        wishes = _check(form, size_bytes=writer.size_bytes)
+        answer = await run_in_threadpool(_store, once, writer, org_id=caller.org_id, wishes=wishes)
     background.add_task(ring, "cpu")
     return FileObject.model_validate(answer)
 

@@ -21,6 +21,7 @@ from api import (
     models,
     pipelines,
     stream,
+    uploads,
     watch,
 )
 from api.auth import authenticate
@@ -58,7 +59,8 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     v1 = APIRouter(
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
-    for resource in (files, jobs, pipelines, history, stream, artifacts, methods, models, deployments, chat):
+    data, work = (files, uploads), (jobs, pipelines, history, stream, artifacts, methods)
+    for resource in (*data, *work, models, deployments, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

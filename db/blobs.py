@@ -3,8 +3,9 @@
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from db.session import Database, lock_digest
 
 _READ_BYTES = 1 << 20
+_ABANDONED_S = 3600.0
 
 
 class BlobWriter:
@@ -52,9 +54,12 @@ class BlobWriter:
         self._out.flush()
         os.fsync(self._out.fileno())
 
-    def keep(self) -> None:
-        """Give the bytes their final name. Call inside the transaction that records them, under `locked`."""
-        target = path_of(self._root, self._org_id, self.sha256)
+    def keep(self, target: Path | None = None) -> None:
+        """Give the bytes their final name, by default `path_of` their digest.
+
+        Call inside the transaction that records them, under a lock that keeps removers of that name away.
+        """
+        target = target or path_of(self._root, self._org_id, self.sha256)
         folder = target.parent
         is_new = not folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,14 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as source:
         while chunk := source.read(_READ_BYTES):
             yield chunk
+
+
+def sweep(root: Path) -> None:
+    """Remove what writers left that were killed: nobody who lives is silent for an hour."""
+    for path in (root / "incoming").glob("*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                path.unlink()
 
 
 @contextmanager
