@@ -4,7 +4,9 @@ import asyncio
 from types import TracebackType
 
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
 
+from api.middleware import allow_body
 from db.blobs import BlobWriter
 
 # A hundred uploads at once hold two of these each.
@@ -36,3 +38,19 @@ class Intake:
             await asyncio.wait({self._writing})
             self._writing.result()
         self._writing = asyncio.create_task(run_in_threadpool(self._writer.write, load))
+
+
+async def read_raw(request: Request, writer: BlobWriter, *, limit_bytes: int) -> None:
+    """Read the body of `request` into `writer`. Raises ApiError (413), ClientDisconnect, OSError."""
+    allow_body(request, limit_bytes=limit_bytes)
+    chunks: list[bytes] = []
+    waiting_bytes = 0
+    async with Intake(writer) as intake:
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            waiting_bytes += len(chunk)
+            if waiting_bytes >= LOAD_BYTES:
+                await intake.write(b"".join(chunks))
+                chunks.clear()
+                waiting_bytes = 0
+        await intake.write(b"".join(chunks))

@@ -37,7 +37,7 @@ def test_trailing_slash_is_another_route(client):
 
 
 def test_wrong_method(client):
-    assert error_of(client.put("/v1/files"), 405)["code"] == "method_not_supported"
+    assert error_of(client.patch("/v1/files"), 405)["code"] == "method_not_supported"
 
 
 @pytest.mark.parametrize(
