@@ -245,6 +245,7 @@ def retrieve_content(
     if not file.sha256:
         raise ApiError(404, "file_not_ready", f"The bytes of '{file_id}' have not come.", param="file_id")
     path = blobs.path_of(settings.blobs_dir, caller.org_id, file.sha256)
+    blobs.check_size(path, size_bytes=file.bytes)
     if encoding == "base64":
         return StreamingResponse(_read_base64(path), media_type="text/plain")
     headers = {digests.HEADER: digests.write(file.sha256)}

@@ -84,9 +84,16 @@ def choose_inputs(spec: RunSpec, *, events: Events) -> tuple["InputFile", "Input
     from trainers.run_tokenizer import InputFile, Part
 
     settings = spec.settings()
-    train = InputFile(spec.train_file, spec.train_format, settings.max_train_samples)
+    train = InputFile(
+        spec.train_file, spec.train_format, settings.max_train_samples, sha256=spec.train_sha256
+    )
     if spec.validation_file:
-        return train, InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)
+        return train, InputFile(
+            spec.validation_file,
+            spec.validation_format,
+            settings.max_eval_samples,
+            sha256=spec.validation_sha256,
+        )
     percentage = settings.validation_split_percentage
     if not percentage:
         return train, None

@@ -41,6 +41,7 @@ class InputFile:
     format: str | None
     max_rows: int | None = None
     part: Part | None = None
+    sha256: str = ""  # of the bytes that the check saw; empty where nobody has said
 
     def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
         """The rows, and those of them that are to be used."""
@@ -49,9 +50,15 @@ class InputFile:
         return rows, islice(used, self.max_rows)
 
     def name_facts(self) -> dict[str, Any]:
-        """What decides which rows are read: a part of the name of what is made of them."""
+        """What decides which rows are read: a part of the name of what is made of them. Raises DataError."""
+        content = digest_file(self.path)
+        if self.sha256 and content != self.sha256:
+            raise DataError(
+                f"the stored bytes of {self.path.name} have changed on the disk since they were uploaded: "
+                "upload the file again"
+            )
         part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
-        return {"content": digest_file(self.path), "max_rows": self.max_rows, "part": part}
+        return {"content": content, "max_rows": self.max_rows, "part": part}
 
 
 def obtain_tokenizer(train: InputFile, *, spec: RunSpec, events: Events) -> Any:

@@ -36,8 +36,10 @@ class RunSpec(Strict):
     init_adapter_dir: Path | None = None
     init_adapter_digest: str = ""
     train_file: Path
+    train_sha256: str = ""  # where it is known: bytes that have another one are refused
     train_format: str | None = None
     validation_file: Path | None = None
+    validation_sha256: str = ""
     validation_format: str | None = None
     cache_dir: Path
     resume_roots: list[Path] = Field(default_factory=list)
