@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,12 @@ class Client:
         """The answer to a JSON body; members that are None are left out."""
         return self._object("POST", path, json=_given(body))
 
-    def post_form(self, path: str, *, data: dict[str, str], files: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a multipart form."""
-        return self._object("POST", path, data=data, files=files)
+    def put_bytes(
+        self, path: str, chunks: Iterable[bytes], *, size_bytes: int, **params: str
+    ) -> dict[str, Any]:
+        """The answer to a body of `size_bytes` that is sent as it is read."""
+        headers = {"content-length": str(size_bytes), "content-type": "application/octet-stream"}
+        return self._object("PUT", path, params=params, content=chunks, headers=headers)
 
     def delete(self, path: str) -> dict[str, Any]:
         """The answer to a DELETE."""

@@ -1,5 +1,6 @@
 """Every refusal and every fault as an error body in OpenAI's shape."""
 
+import errno
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.errors import Conflict, IllegalTransition, NotFound
+from db.errors import Conflict, Corrupt, IllegalTransition, NotFound
 from trainers.specs import SpecError
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def install(app: FastAPI) -> None:
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
     app.add_exception_handler(IllegalTransition, _overtaken)
+    app.add_exception_handler(Corrupt, _corrupt)
+    app.add_exception_handler(OSError, _disk_full)
 
 
 def _http_exception(request: Request, error: Exception) -> Response:
@@ -172,3 +175,16 @@ def _overtaken(_request: Request, error: Exception) -> Response:
     logger.info("overtaken: %s", error)
     message = "The object changed at this very moment; try again."
     return error_response(503, "overtaken", message, headers={"retry-after": "1"})
+
+
+def _corrupt(_request: Request, error: Exception) -> Response:
+    logger.error("corrupt: %s", error)
+    return error_response(500, "content_corrupt", str(error), headers=NEVER_RETRY)
+
+
+def _disk_full(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)  # noqa: S101
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    message = "There is no space left to store the file."
+    return error_response(507, "disk_full", message, headers=NEVER_RETRY)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from api import (
     artifacts,
@@ -22,11 +23,12 @@ from api import (
     pipelines,
     prepared,
     stream,
+    uploads,
     watch,
 )
-from api.auth import authenticate
+from api.auth import KeyFirst, authenticate
 from api.deps import refuse_unknown_query
-from api.middleware import RequestFrame
+from api.middleware import BodyRules, RequestFrame
 from api.schemas import ErrorBody
 from api.settings import ApiSettings
 from db.migrate import upgrade
@@ -53,25 +55,18 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.state.settings = settings
     app.state.database = database or Database(settings.url)
     app.state.owns_database = database is None
-    app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes)
     errors.install(app)
+    # The last one is the outermost. What the first one refuses is worded as everywhere by the second.
+    app.add_middleware(KeyFirst)
+    app.add_middleware(ExceptionMiddleware, handlers=app.exception_handlers)
+    rules = BodyRules(settings.max_body_bytes, settings.body_idle_s, settings.body_min_bytes_per_s)
+    app.add_middleware(RequestFrame, rules=rules)
     # One place decides that everything below /v1 needs a key.
     v1 = APIRouter(
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
-    for resource in (
-        files,
-        prepared,
-        jobs,
-        pipelines,
-        history,
-        stream,
-        artifacts,
-        methods,
-        models,
-        deployments,
-        chat,
-    ):
+    data, work = (files, uploads, prepared), (jobs, pipelines, history, stream, artifacts, methods)
+    for resource in (*data, *work, models, deployments, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -1,7 +1,9 @@
 """What surrounds every request: its id, its clock, the bound on its body, the last net under its faults."""
 
+import asyncio
 import logging
 import time
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -14,24 +16,53 @@ logger = logging.getLogger(__name__)
 _METER = "residency.body_meter"
 
 
-class BodyMeter:
-    """Counts a body while it is read and stops it at `limit_bytes`, whatever its headers promised."""
+@dataclass(frozen=True)
+class BodyRules:
+    """How large a body may be where no route allows more, how long it may pause, how fast it must come."""
 
-    def __init__(self, receive: Receive, *, headers: Headers, limit_bytes: int) -> None:
-        self._receive = receive
+    limit_bytes: int
+    idle_s: float
+    min_bytes_per_s: int
+
+
+class BodyMeter:
+    """Counts a body while it is read and stops it at `limit_bytes`, whatever its headers promised.
+
+    A body is given up when it stands still, and when the time that was spent waiting for it is more than it
+    takes at the least rate. Our own work on it does not count.
+    """
+
+    def __init__(self, receive: Receive, *, headers: Headers, rules: BodyRules) -> None:
+        self._receive, self._rules = receive, rules
+        self._ended, self._waited_s = False, 0.0
         declared = headers.get("content-length", "")
         self._declared_bytes = int(declared) if declared.isdecimal() else 0
         self._read_bytes = 0
-        self.limit_bytes = limit_bytes
+        self.limit_bytes = rules.limit_bytes
 
     async def receive(self) -> Message:
-        """The next message of the request. Raises ApiError (413) beyond the limit."""
+        """The next message of the request. Raises ApiError (413) beyond the limit, (408) beyond the time."""
         if self._declared_bytes > self.limit_bytes:
             raise self._too_large()
-        message = await self._receive()
+        message = await (self._receive() if self._ended else self._receive_in_time())
         self._read_bytes += len(message.get("body", b""))
         if self._read_bytes > self.limit_bytes:
             raise self._too_large()
+        return message
+
+    async def _receive_in_time(self) -> Message:
+        idle_s = self._rules.idle_s
+        earned_s = self._read_bytes / self._rules.min_bytes_per_s
+        started_s = time.perf_counter()
+        try:
+            async with asyncio.timeout(min(idle_s, idle_s + earned_s - self._waited_s)):
+                message = await self._receive()
+        except TimeoutError:
+            text = f"The request body comes too slowly: {self._read_bytes} bytes so far."
+            # Nobody will read the rest.
+            raise ApiError(408, "request_timeout", text, headers={"connection": "close"}) from None
+        self._waited_s += time.perf_counter() - started_s
+        self._ended = not message.get("more_body", False)
         return message
 
     def _too_large(self) -> ApiError:
@@ -42,8 +73,8 @@ class BodyMeter:
 class RequestFrame:
     """Pure ASGI, so that streams stay streams."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        self._app, self._max_body_bytes = app, max_body_bytes
+    def __init__(self, app: ASGIApp, *, rules: BodyRules) -> None:
+        self._app, self._rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -53,7 +84,7 @@ class RequestFrame:
         request_id = f"req_{random_text(24)}"
         started_s = time.perf_counter()
         answered = False
-        meter = BodyMeter(receive, headers=Headers(scope=scope), limit_bytes=self._max_body_bytes)
+        meter = BodyMeter(receive, headers=Headers(scope=scope), rules=self._rules)
         scope[_METER] = meter
 
         async def send_framed(message: Message) -> None:

@@ -1,24 +1,28 @@
 """Multipart uploads, parsed while they arrive: the file goes to the blob store and nowhere else."""
 
-from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from api.errors import ApiError
+from api.intake import LOAD_BYTES, Intake
+from api.middleware import allow_body
 from db.blobs import BlobWriter
 
 # What a form may hold beside the file.
 FORM_OVERHEAD_BYTES = 64 * 1024
 _MAX_PARTS = 16
-_FLUSH_BYTES = 1024 * 1024
 _FILENAME_MAX_CHARS = 255
 
 
 class UploadForm:
-    """The text fields of a form and the name of its file; collects the file's bytes until they are taken."""
+    """The text fields of a form and the name of its one file, the field `file_field`.
 
-    def __init__(self, *, max_file_bytes: int) -> None:
+    Collects the file's bytes until they are taken.
+    """
+
+    def __init__(self, *, file_field: str, max_file_bytes: int) -> None:
+        self._file_field = file_field
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.complete = False
@@ -72,10 +76,10 @@ class UploadForm:
         self._header_name, self._header_value = b"", b""
 
     def _open_file(self, filename: str) -> None:
-        if self._name != "file":
+        if self._name != self._file_field:
             raise _unknown_field(self._name)
         if self.filename is not None:
-            raise ApiError(400, "invalid_form", "The form has more than one file.", param="file")
+            raise ApiError(400, "invalid_form", "The form has more than one file.", param=self._name)
         self.filename, self._in_file = label(filename), True
 
     def _read_data(self, data: bytes, start: int, end: int) -> None:
@@ -89,7 +93,7 @@ class UploadForm:
         self._file_bytes += end - start
         if self._file_bytes > self._max_file_bytes:
             message = f"The file has more than the {self._max_file_bytes} bytes allowed."
-            raise ApiError(413, "file_too_large", message, param="file")
+            raise ApiError(413, "file_too_large", message, param=self._file_field)
         self._pending.append(data[start:end])
         self.pending_bytes += end - start
 
@@ -101,23 +105,30 @@ class UploadForm:
         self.complete = True
 
 
-async def read_upload(request: Request, writer: BlobWriter, *, max_file_bytes: int) -> UploadForm:
-    """Read the form of `request`, its file into `writer`. Raises ApiError (400, 413), ClientDisconnect."""
+async def read_upload(
+    request: Request, writer: BlobWriter, *, file_field: str, max_file_bytes: int
+) -> UploadForm:
+    """Read the form of `request`, its file into `writer`.
+
+    Raises ApiError (400, 413), ClientDisconnect, OSError.
+    """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise ApiError(400, "invalid_form", "The body must be a form (Content-Type: multipart/form-data).")
-    form = UploadForm(max_file_bytes=max_file_bytes)
+    allow_body(request, limit_bytes=max_file_bytes + FORM_OVERHEAD_BYTES)
+    form = UploadForm(file_field=file_field, max_file_bytes=max_file_bytes)
     try:
         parser = form.parser(options[b"boundary"])
-        async for chunk in request.stream():
-            parser.write(chunk)
-            if form.pending_bytes >= _FLUSH_BYTES:
-                await run_in_threadpool(writer.write, form.take())
+        async with Intake(writer) as intake:
+            async for chunk in request.stream():
+                parser.write(chunk)
+                if form.pending_bytes >= LOAD_BYTES:
+                    await intake.write(form.take())
+            await intake.write(form.take())
     except FormParserError as error:
         raise ApiError(400, "invalid_form", "The body is not a valid multipart form.") from error
     if not form.complete:
         raise ApiError(400, "invalid_form", "The form ends before its last boundary.")
-    await run_in_threadpool(writer.write, form.take())
     return form
 
 

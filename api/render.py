@@ -12,10 +12,12 @@ from api.schemas import (
     JobObject,
     ModelObject,
 )
+from api.upload_schemas import UploadObject, UploadPartObject
 from db import job_files, pipelines
 from db.keys import Caller
-from db.models import Checkpoint, Deployment, Event, File, Job, Model, Pipeline
+from db.models import Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart
 from db.pipelines import Stage
+from db.uploads import Seen
 from trainers.specs import write_method
 
 _CHECKPOINT_METRICS = (
@@ -43,6 +45,37 @@ def file_object(file: File) -> FileObject:
             "sha256": file.sha256,
             "rows": file.rows,
             "source": file.source,
+        }
+    )
+
+
+def upload_object(seen: Seen) -> UploadObject:
+    """An upload with what has come of it."""
+    upload = seen.upload
+    return UploadObject.model_validate(
+        {
+            "id": upload.id,
+            "bytes": upload.bytes,
+            "created_at": int(upload.created_at),
+            "expires_at": int(upload.expires_at),
+            "filename": upload.filename,
+            "purpose": upload.purpose,
+            "status": seen.status,
+            "file": file_object(seen.file) if seen.file else None,
+            "parts": [upload_part_object(part) for part in seen.parts],
+        }
+    )
+
+
+def upload_part_object(part: UploadPart) -> UploadPartObject:
+    """A part of an upload."""
+    return UploadPartObject.model_validate(
+        {
+            "id": part.id,
+            "created_at": int(part.created_at),
+            "upload_id": part.upload_id,
+            "bytes": part.bytes,
+            "sha256": part.sha256,
         }
     )
 

@@ -9,6 +9,7 @@ from trainers.specs.mixture import MAX_FILES
 
 _MAX_DEPTH = 64
 
+Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 FileStatus = Literal["uploaded", "processed", "error"]
 JobStatus = Literal[
     "waiting", "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"

@@ -12,6 +12,12 @@ class ApiSettings(DatabaseSettings):
 
     max_upload_bytes: int = Field(default=512 * _MIB, ge=1, description="Largest file that may be uploaded.")
     max_body_bytes: int = Field(default=16 * _MIB, ge=1024, description="Largest body of any other request.")
+    body_idle_s: float = Field(
+        default=30.0, gt=0, description="How long a body may stand still before it is given up."
+    )
+    body_min_bytes_per_s: int = Field(
+        default=1024, ge=1, description="How fast a body has to come, after `body_idle_s`."
+    )
     import_enabled: bool = Field(default=True, description="Whether admins may import base models.")
     hub: bool = Field(default=False, description="Whether models and data may come from a hub.")
     auto_deploy: bool = Field(default=False, description="Whether chatting with a model deploys it.")

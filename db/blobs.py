@@ -3,16 +3,20 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from sqlalchemy.orm import Session
 
+from db.errors import Corrupt
 from db.session import Database, lock_digest
 
 _READ_BYTES = 1 << 20
+_CHUNKS_PER_GIB = (1 << 30) // _READ_BYTES
+_ABANDONED_S = 3600.0
 
 
 class BlobWriter:
@@ -52,9 +56,12 @@ class BlobWriter:
         self._out.flush()
         os.fsync(self._out.fileno())
 
-    def keep(self) -> None:
-        """Give the bytes their final name. Call inside the transaction that records them, under `locked`."""
-        target = path_of(self._root, self._org_id, self.sha256)
+    def keep(self, target: Path | None = None) -> None:
+        """Give the bytes their final name, by default `path_of` their digest.
+
+        Call inside the transaction that records them, under a lock that keeps removers of that name away.
+        """
+        target = target or path_of(self._root, self._org_id, self.sha256)
         folder = target.parent
         is_new = not folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +80,38 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as source:
         while chunk := source.read(_READ_BYTES):
             yield chunk
+
+
+def check_size(path: Path, *, size_bytes: int) -> None:
+    """The cheap half of `verify`. Raises `Corrupt`."""
+    if not path.is_file() or path.stat().st_size != size_bytes:
+        raise Corrupt(_changed(path.name))
+
+
+def verify(path: Path, *, sha256: str, each_gib: Callable[[], object]) -> None:
+    """Read a blob whole and raise `Corrupt` unless it has this digest; `each_gib` is called on the way."""
+    digest = hashlib.sha256()
+    try:
+        for number, chunk in enumerate(read_chunks(path), start=1):
+            digest.update(chunk)
+            if number % _CHUNKS_PER_GIB == 0:
+                each_gib()
+    except FileNotFoundError as error:
+        raise Corrupt(_changed(sha256)) from error
+    if digest.hexdigest() != sha256:
+        raise Corrupt(_changed(sha256))
+
+
+def _changed(sha256: str) -> str:
+    return f"The stored bytes with the SHA-256 digest {sha256} are gone or have changed on the disk."
+
+
+def sweep(root: Path) -> None:
+    """Remove what writers left that were killed: nobody who lives is silent for an hour."""
+    for path in (root / "incoming").glob("*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                path.unlink()
 
 
 @contextmanager

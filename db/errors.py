@@ -17,6 +17,10 @@ class Conflict(ValueError):
         super().__init__(message)
 
 
+class Corrupt(RuntimeError):
+    """Stored bytes are not those that were stored: the disk, or somebody on it, changed them."""
+
+
 class LeaseLost(RuntimeError):
     """Another owner holds the work by now: stop everything that was started for it."""
 

@@ -105,6 +105,40 @@ class File(Owned, Base):
     created_at: Mapped[float]
 
 
+class Upload(Owned, Base):
+    """A file that comes in parts. The parts of an upload that is no longer pending are gone."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        _one_of("status", states.UPLOAD_STATES),
+        CheckConstraint("bytes > 0", name="bytes"),
+        CheckConstraint("(status = 'completed') = (order_sha256 IS NOT NULL)", name="completed_has_order"),
+        Index(None, "status", "expires_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    file_expires_after_s: Mapped[int | None]
+    status: Mapped[str]
+    order_sha256: Mapped[str | None]  # of the ids that it was completed with
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="SET NULL"))
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+
+
+class UploadPart(Owned, Base):
+    """Bytes of an upload, stored once however often they are sent."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (UniqueConstraint("upload_id", "sha256"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[float]
+
+
 class Model(Owned, Base):
     """A model that can be served: a base, a merged result, or a checkpoint on its base, with its lineage."""
 

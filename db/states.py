@@ -18,6 +18,7 @@ JOB_TERMINAL = frozenset(state for state, following in JOB_TRANSITIONS.items() i
 JOB_PHASES = ("preparing", "loading", "training", "evaluating", "saving", "merging")
 
 FILE_STATES = ("uploaded", "processed", "error")
+UPLOAD_STATES = ("pending", "completed", "cancelled", "expired")
 MODEL_KINDS = ("base", "merged", "checkpoint")
 MODEL_STATES = ("importing", "ready", "failed")
 DEPLOYMENT_STATES = ("pending", "loading", "ready", "failed", "stopped")

@@ -38,6 +38,7 @@ class InputFile:
     part: Part | None = None
     # Which of several training files it is, from 0.
     position: int | None = None
+    sha256: str = ""  # of the bytes that the check saw; empty where nobody has said
 
     def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
         """The rows, and those of them that are to be used."""
@@ -50,9 +51,15 @@ class InputFile:
         return f"line {line}" if self.position is None else f"training_files.{self.position}, line {line}"
 
     def name_facts(self) -> dict[str, Any]:
-        """What decides which rows are read: a part of the name of what is made of them."""
+        """What decides which rows are read: a part of the name of what is made of them. Raises DataError."""
+        content = digest_file(self.path)
+        if self.sha256 and content != self.sha256:
+            raise DataError(
+                f"the stored bytes of {self.path.name} have changed on the disk since they were uploaded: "
+                "upload the file again"
+            )
         part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
-        return {"content": digest_file(self.path), "max_rows": self.max_rows, "part": part}
+        return {"content": content, "max_rows": self.max_rows, "part": part}
 
 
 def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], list[InputFile]]:
@@ -60,11 +67,21 @@ def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], li
     settings = spec.settings()
     if spec.mixture:
         # How many rows of a mixture are used is decided when it is mixed.
-        train = [InputFile(part.path, part.format, position=i) for i, part in enumerate(spec.mixture)]
+        train = [
+            InputFile(part.path, part.format, position=i, sha256=part.sha256)
+            for i, part in enumerate(spec.mixture)
+        ]
     else:
-        train = [InputFile(spec.train_file, spec.train_format, settings.max_train_samples)]
+        limit = settings.max_train_samples
+        train = [InputFile(spec.train_file, spec.train_format, limit, sha256=spec.train_sha256)]
     if spec.validation_file:
-        return train, [InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)]
+        held_out = InputFile(
+            spec.validation_file,
+            spec.validation_format,
+            settings.max_eval_samples,
+            sha256=spec.validation_sha256,
+        )
+        return train, [held_out]
     if not settings.validation_split and not settings.validation_split_percentage:
         return train, []
     parts = [_hold_out(file, spec=spec, events=events) for file in train]

@@ -92,7 +92,8 @@ def _check_messages(row: Any) -> bool:
 
 def _check_sharegpt(row: Any) -> bool:
     said = row.conversations
-    return _take_turns([_ROLES.get(one.speaker, one.speaker) for one in said], [one.value for one in said])
+    roles: list[str] = [_ROLES.get(one.speaker, one.speaker) for one in said]
+    return _take_turns(roles, [one.value for one in said])
 
 
 def _check_texts(*names: str) -> Callable[[Any], bool]:

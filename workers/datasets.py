@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from db import blobs, files, jobs, sources, tasks
 from db.blobs import BlobWriter
-from db.errors import LeaseLost
+from db.errors import Corrupt, LeaseLost
 from db.models import File
 from db.session import Database
 from db.settings import DatabaseSettings
@@ -66,6 +66,10 @@ def _fetch_and_check(
         sha256 = fetched["sha256"]
     report_path = scratch / "report.json"
     blob = blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, sha256)
+    try:
+        blobs.verify(blob, sha256=sha256, each_gib=lambda: heartbeat.beat(lambda _: None))
+    except Corrupt as error:
+        return partial(_record, report={}, error=str(error))
     argv = processes.module_command("trainers.validate", str(blob), "--report", str(report_path))
     if file.filename.lower().endswith(".txt"):
         argv.append("--plain-text")

@@ -175,12 +175,14 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         model_digest=model.digest or "",
         **named,
         train_file=path_of(train),
+        train_sha256=train.sha256,
         train_format=_format_of(train),
         mixture=[
-            specs.MixedFile(path=path_of(file), format=_format_of(file), **share)
+            specs.MixedFile(path=path_of(file), sha256=file.sha256, format=_format_of(file), **share)
             for file, share in _list_mixed(session, job)
         ],
         validation_file=path_of(validation) if validation else None,
+        validation_sha256=validation.sha256 if validation else "",
         validation_format=_format_of(validation) if validation else None,
         cache_dir=paths.cache_dir,
         resume_roots=[run_dir_of(job.id, token) / "checkpoints" for token in earlier],

@@ -1,6 +1,8 @@
 """`residency files`: upload training data and list what is there."""
 
+import hashlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ from api.commands.output import AsJson, errors, format_bytes, format_time, out, 
 
 app = typer.Typer(no_args_is_help=True, help="Upload and list files.")
 _LINE_SHOWN_MAX = 300
+_CHUNK_BYTES = 1 << 20
 
 
 @app.command()
@@ -63,13 +66,22 @@ def list_files(*, purpose: str | None = None, as_json: AsJson = False) -> None:
 
 
 def send_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> dict[str, Any]:
-    """Upload a file, showing how far it is; the file object."""
+    """Upload a file, showing how far it is; the file object. The server stores only what has its digest."""
+    with path.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         Progress(*columns, console=errors, transient=True) as progress,
         progress.open(path, "rb", description=f"Uploading {path.name}") as content,
     ):
-        return client.post_form("/v1/files", data={"purpose": purpose}, files={"file": (path.name, content)})
+        return client.put_bytes(
+            "/v1/files",
+            iter(partial(content.read, _CHUNK_BYTES), b""),
+            size_bytes=path.stat().st_size,
+            filename=path.name,
+            purpose=purpose,
+            sha256=sha256,
+        )
 
 
 def _describe_error(path: Path, file: dict[str, Any]) -> str:

@@ -111,25 +111,31 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
     deployment = world.deploy(model)
     stage = {"name": "s", "model": model, "training_file": file}
     pipeline = client.post("/v1/pipelines", json={"name": "p", "stages": [stage]}).json()["id"]
+    wishes = {"filename": "a.jsonl", "purpose": "batch", "bytes": 1}
+    upload = client.post("/v1/uploads", json=wishes).json()["id"]
     real = {
         "{file_id}": file,
         "{job_id}": job,
         "{model_id}": model,
         "{deployment_id}": deployment,
         "{pipeline_id}": pipeline,
+        "{upload_id}": upload,
     }
     seen = 0
     for path, operations in client.app.openapi()["paths"].items():
         for placeholder, identifier in real.items():
             if placeholder not in path:
                 continue
+            asks = {"headers": as_stranger}
+            if path.endswith("/complete"):
+                asks["json"] = {"part_ids": ["some-id"]}
             for method in operations:
-                theirs = client.request(method, path.replace(placeholder, identifier), headers=as_stranger)
-                nobodys = client.request(method, path.replace(placeholder, "nobodys"), headers=as_stranger)
+                theirs = client.request(method, path.replace(placeholder, identifier), **asks)
+                nobodys = client.request(method, path.replace(placeholder, "nobodys"), **asks)
                 assert theirs.status_code == nobodys.status_code == 404, (method, path)
                 assert theirs.text.replace(identifier, "nobodys") == nobodys.text
                 seen += 1
-    assert seen == 19
+    assert seen == 23
     for path in ("files", "fine_tuning/jobs", "deployments", "pipelines"):
         assert client.get(f"/v1/{path}", headers=as_stranger).json()["data"] == []
     bodies = [

@@ -1,5 +1,6 @@
 """The command line: where the server is, models, files, and starting the service."""
 
+import hashlib
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -164,19 +166,22 @@ def test_import_that_fails(peer: Peer) -> None:
 def test_upload_sends_the_file_and_waits(peer: Peer, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n')
-    peer.answers("POST /v1/files", FILE)
+    peer.answers("PUT /v1/files", FILE)
     peer.answers("GET /v1/files/file-1", FILE, FILE | {"status": "processed", "rows": 1})
     result = run("files", "upload", str(path))
     assert result.exit_code == 0
     assert result.stdout == "file-1  train.jsonl  2.0 kB  1 rows\n"
-    assert path.read_bytes() in peer.requests[0].body
-    assert b'filename="train.jsonl"' in peer.requests[0].body
+    sent = peer.requests[0]
+    assert sent.body == path.read_bytes()
+    query = dict(parse_qsl(urlsplit(sent.path).query))
+    digest = hashlib.sha256(sent.body).hexdigest()
+    assert query == {"filename": "train.jsonl", "purpose": "fine-tune", "sha256": digest}
 
 
 def test_upload_shows_the_line_at_fault(peer: Peer, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3}\n')
-    peer.answers("POST /v1/files", FILE)
+    peer.answers("PUT /v1/files", FILE)
     details = "Line 2: 'completion' is missing"
     peer.answers("GET /v1/files/file-1", FILE | {"status": "error", "status_details": details})
     result = run("files", "upload", str(path))

@@ -9,7 +9,6 @@ from fastapi.testclient import TestClient
 
 from api.main import create_app
 from api.settings import ApiSettings
-from db import blobs
 from db.session import Database
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -37,7 +36,7 @@ def test_trailing_slash_is_another_route(client):
 
 
 def test_wrong_method(client):
-    assert error_of(client.put("/v1/files"), 405)["code"] == "method_not_supported"
+    assert error_of(client.patch("/v1/files"), 405)["code"] == "method_not_supported"
 
 
 @pytest.mark.parametrize(
@@ -100,10 +99,9 @@ def test_ids_that_cannot_exist(client):
 
 
 def test_unexpected_fault_tells_nothing_but_its_id(client, world):
-    file_id = world.file()
-    sha256 = client.get(f"/v1/files/{file_id}").json()["sha256"]
-    blobs.path_of(world.settings.blobs_dir, "org-default", sha256).unlink()
-    answer = client.get(f"/v1/files/{file_id}/content")
+    world.settings.blobs_dir.mkdir(parents=True)
+    (world.settings.blobs_dir / "incoming").touch()  # where a folder is expected
+    answer = client.put("/v1/files", params={"filename": "a", "purpose": "batch"}, content=b"x")
     error = error_of(answer, 500)
     assert (error["type"], error["code"]) == ("server_error", "server_error")
     assert answer.headers["x-request-id"] in error["message"]

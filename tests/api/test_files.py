@@ -244,3 +244,15 @@ def test_a_file_in_use_stays(client, world):
     answer = client.delete(f"/v1/files/{file_id}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "file_in_use")
     assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_content_that_is_not_all_there_says_so(client, world, settings, damage):
+    file_id = world.file()
+    (path,) = leftovers(settings)
+    path.write_bytes(path.read_bytes()[:-1]) if damage == "cut" else path.unlink()
+    for query in ("", "?encoding=base64"):
+        answer = client.get(f"/v1/files/{file_id}/content{query}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_corrupt")
+        assert path.name in answer.json()["error"]["message"]
+        assert str(settings.home_dir) not in answer.text

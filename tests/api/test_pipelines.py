@@ -329,12 +329,12 @@ def test_files_named_by_their_paths_are_uploaded_once(peer, tmp_path):
         YAML.replace("file-1", "rows.txt").replace("file-2", "rows.txt\n    validation_file: file-3")
     )
     (tmp_path / "rows.txt").write_text("Aspirin.")
-    peer.answers("POST /v1/files", {"id": "file-9"})
+    peer.answers("PUT /v1/files", {"id": "file-9"})
     peer.answers("POST /v1/pipelines", SHOWN)
     assert run("run", str(path)).exit_code == 0
-    uploads = [request for request in peer.requests if request.path == "/v1/files"]
+    uploads = [request for request in peer.requests if request.path.startswith("/v1/files?")]
     assert len(uploads) == 1
-    assert b"Aspirin." in uploads[0].body
+    assert uploads[0].body == b"Aspirin."
     stages = peer.requests[-1].json()["stages"]
     assert [stage["training_file"] for stage in stages] == ["file-9", "file-9"]
     assert stages[1]["validation_file"] == "file-3"

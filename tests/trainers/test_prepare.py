@@ -1,5 +1,6 @@
 """Tokens and labels: what is trained on, what is cached, what is refused."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -150,6 +151,21 @@ def test_the_cache_is_used_again_and_only_for_the_same_input(make_run, rows_of) 
     assert (first["cache_hit"]["train"], again["cache_hit"]["train"]) == (False, True)
     assert (again["train"], again["counts"]) == (first["train"], first["counts"])
     assert other["train"] != first["train"]
+
+
+@pytest.mark.parametrize("which", ["train", "validation"])
+def test_bytes_that_have_changed_since_their_check_are_refused(make_run, rows_of, which) -> None:
+    """Also where the cache has what was made of them (G20)."""
+    rows = rows_of(7)
+    whole = make_run("1", rows=rows, max_length=97)
+    spec = json.loads((whole / "spec.json").read_text())
+    file = Path(spec[f"{which}_file"])
+    spec[f"{which}_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (whole / "spec.json").write_text(json.dumps(spec))
+    prepared(whole)
+    file.write_bytes(file.read_bytes().replace(b"a", b"e", 1))
+    with pytest.raises(DataError, match="have changed on the disk"):
+        prepared(whole)
 
 
 def test_a_cache_entry_that_is_not_whole_is_made_again(make_run, rows_of) -> None:

@@ -37,6 +37,8 @@ def test_the_formats_that_the_checks_found(world: World, train: str | None, vali
         spec = describe_run(session, lease)
 
     assert (spec.train_format, spec.validation_format) == (train, validation)
+    assert (spec.train_sha256, spec.validation_sha256) == (spec.train_file.name, spec.validation_file.name)
+    assert len(spec.train_sha256) == 64
 
 
 def test_without_a_validation_file_there_is_no_format_of_one(world: World):

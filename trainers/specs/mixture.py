@@ -24,6 +24,7 @@ class MixedFile(Share):
     """A file of a mixture as a run reads it."""
 
     path: Path
+    sha256: str = ""
     format: str | None = None
 
 

@@ -37,9 +37,11 @@ class RunSpec(Strict):
     init_adapter_dir: Path | None = None
     init_adapter_digest: str = ""
     train_file: Path  # of a mixture, the first
+    train_sha256: str = ""  # where it is known: bytes that have another one are refused
     train_format: str | None = None
     mixture: list[MixedFile] = Field(default_factory=list, max_length=MAX_FILES)
     validation_file: Path | None = None
+    validation_sha256: str = ""
     validation_format: str | None = None
     cache_dir: Path
     resume_roots: list[Path] = Field(default_factory=list)

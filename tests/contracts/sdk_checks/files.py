@@ -1,5 +1,6 @@
 """Files: upload, wait, list, expire, read, delete."""
 
+import hashlib
 import time
 
 import openai
@@ -62,14 +63,31 @@ def check_files_expire(client: OpenAI, _context: Context) -> None:
 
 
 def check_uploads_in_parts(client: OpenAI, _context: Context) -> None:
-    """Either they work, or they are refused before the first part."""
     wishes = {"filename": "rows.jsonl", "bytes": len(ROWS), "mime_type": "text/jsonl", "purpose": "fine-tune"}
-    try:
-        upload = client.uploads.upload_file_chunked(file=ROWS, **wishes)
-    except (NotFoundError, BadRequestError) as error:
-        refused = error
-    else:
-        assert (upload.status, upload.bytes) == ("completed", len(ROWS))
-        assert client.files.content(upload.file.id).read() == ROWS
-        return
-    assert refused.code
+    md5 = hashlib.md5(ROWS).hexdigest()  # noqa: S324 (the client's choice)
+    upload = conforming(client.uploads.upload_file_chunked(file=ROWS, **wishes, part_size=100, md5=md5))
+    assert (upload.object, upload.status, upload.bytes) == ("upload", "completed", len(ROWS))
+    assert client.files.retrieve(upload.file.id).filename == "rows.jsonl"
+    assert client.files.content(upload.file.id).read() == ROWS
+    assert client.files.wait_for_processing(upload.file.id, poll_interval=0.2).status == "processed"
+    again = client.uploads.upload_file_chunked(file=ROWS, **wishes)
+    assert again.file.id != upload.file.id
+
+
+def check_uploads_step_by_step(client: OpenAI, _context: Context) -> None:
+    wishes = {"filename": "rows.jsonl", "bytes": 6, "mime_type": "text/plain", "purpose": "user_data"}
+    upload = conforming(client.uploads.create(**wishes))
+    assert (upload.status, upload.file, upload.expires_at - upload.created_at) == ("pending", None, 3600)
+    late = conforming(client.uploads.parts.create(upload.id, data=b"def"))
+    early = client.uploads.parts.create(upload.id, data=b"abc")
+    assert (late.object, late.upload_id) == ("upload.part", upload.id)
+    error = refusal(BadRequestError, client.uploads.complete, upload.id, part_ids=[early.id])
+    assert (error.code, error.param) == ("upload_size_mismatch", "part_ids")
+    done = conforming(client.uploads.complete(upload.id, part_ids=[early.id, late.id]))
+    assert client.files.content(done.file.id).read() == b"abcdef"
+    client.files.delete(done.file.id)
+    unwanted = client.uploads.create(**wishes)
+    assert conforming(client.uploads.cancel(unwanted.id)).status == "cancelled"
+    error = refusal(BadRequestError, client.uploads.parts.create, unwanted.id, data=b"abc")
+    assert error.code == "upload_not_pending"
+    assert refusal(NotFoundError, client.uploads.cancel, "upload_unknown").code == "not_found"

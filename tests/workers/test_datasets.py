@@ -1,0 +1,57 @@
+"""Training files are checked as they were uploaded: bytes that the disk has changed are noticed (G20)."""
+
+from pathlib import Path
+
+import pytest
+
+from db import blobs, files
+from db.errors import Corrupt
+from db.models import File
+from db.settings import DatabaseSettings
+from tests.db.world import World
+from workers import datasets
+from workers.settings import WorkerSettings
+
+ROW = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
+
+
+@pytest.fixture
+def settings(world: World, monkeypatch: pytest.MonkeyPatch) -> WorkerSettings:
+    monkeypatch.setenv("RESIDENCY_HOME", str(world.home))
+    return WorkerSettings(node="node-1")
+
+
+def check(world: World, settings: WorkerSettings, file_id: str) -> File:
+    datasets.check(world.database, world.take("cpu"), settings)
+    with world.database.read() as session:
+        return files.get(session, file_id, org_id=world.org_id)
+
+
+@pytest.mark.parametrize("damage", ["none", "changed", "cut", "gone"])
+def test_a_file_is_checked_as_it_was_uploaded(world: World, settings: WorkerSettings, damage: str) -> None:
+    file = world.upload(ROW)
+    path = blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, file.sha256)
+    if damage == "gone":
+        path.unlink()
+    elif damage != "none":
+        path.write_bytes(ROW[:-1] if damage == "cut" else ROW.replace(b"Hello", b"Hallo"))
+
+    checked = check(world, settings, file.id)
+
+    if damage == "none":
+        assert (checked.status, checked.rows) == ("processed", 1)
+        return
+    assert checked.status == "error"
+    assert checked.status_details is not None
+    assert "have changed on the disk" in checked.status_details
+    assert file.sha256 in checked.status_details
+
+
+def test_a_long_read_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs, "_CHUNKS_PER_GIB", 2)
+    path = tmp_path / "blob"
+    path.write_bytes(b"x" * (5 << 20))
+    beats: list[int] = []
+    with pytest.raises(Corrupt):
+        blobs.verify(path, sha256="0" * 64, each_gib=lambda: beats.append(1))
+    assert len(beats) == 2
