@@ -70,7 +70,13 @@ class _Document(_Known):
     text: _Text
 
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
 
 
 def _take_turns(roles: Sequence[str], texts: Sequence[str]) -> bool:
@@ -92,8 +98,7 @@ def _check_messages(row: Any) -> bool:
 
 def _check_sharegpt(row: Any) -> bool:
     said = row.conversations
-    roles: list[str] = [_ROLES.get(one.speaker, one.speaker) for one in said]
-    return _take_turns(roles, [one.value for one in said])
+    return _take_turns([_ROLES[one.speaker] for one in said], [one.value for one in said])
 
 
 def _check_texts(*names: str) -> Callable[[Any], bool]:
