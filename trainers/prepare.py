@@ -20,7 +20,7 @@ from trainers.checkpoints import Checkpoint, latest_valid
 from trainers.events import Events
 from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
-from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.row_formats import PLAIN_TEXT, AnyRow, RowKind
 from trainers.rows import RowError, Rows, count_rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 from trainers.specs.resolution import count_held_out
@@ -46,6 +46,21 @@ class Counts:
     tokens: int = 0
     trainable_tokens: int = 0
     longest: int = 0  # tokens of the longest row before truncation
+
+    def add(self, example: Example) -> bool:
+        """Counts an example; False when there is nothing in it to train on."""
+        self.rows += 1
+        self.longest = max(self.longest, example.full_length)
+        self.truncated += example.was_cut
+        if not example.n_trainable:
+            self.dropped += 1
+            if len(self.dropped_lines) < _LISTED_LINES:
+                self.dropped_lines.append(example.line)
+            return False
+        self.used += 1
+        self.tokens += example.n_tokens
+        self.trainable_tokens += example.n_trainable
+        return True
 
 
 def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
@@ -167,7 +182,7 @@ def _encode_into(
     folder: Path, source: "InputFile", *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
 ) -> Counts:
     """Encodes a file beside its place in the cache, then moves it there."""
-    encoder = _make_encoder(tokenizer, spec=spec, settings=settings)
+    encoder = make_encoder(tokenizer, spec=spec, settings=settings)
     with published(folder) as work:
         counts = _write_rows(work / ROWS_FILE, source, encoder=encoder, method=spec.method)
         info = {"bytes": (work / ROWS_FILE).stat().st_size, "counts": asdict(counts)}
@@ -175,7 +190,7 @@ def _encode_into(
     return counts
 
 
-def _make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
+def make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
     """The encoder of what the method learns from."""
     from trainers.data import ConversationEncoder, find_stop_ids
     from trainers.labelled import LabelledEncoder
@@ -200,7 +215,7 @@ def _write_rows(target: Path, source: "InputFile", *, encoder: Encoder, method: 
     rows, used = source.read()
 
     def write(stream: Any, examples: Iterator[Example]) -> None:
-        kept = [example for example in examples if _count(example, counts)]
+        kept = [example for example in examples if counts.add(example)]
         columns = {name: [example.columns[name] for example in kept] for name in encoder.columns}
         stream.write_table(pyarrow.table(columns, schema=schema))
 
@@ -220,11 +235,7 @@ def _batches(rows: Rows, used: Iterator[AnyRow | RowError], *, method: str) -> I
     for row in used:
         if isinstance(row, RowError):
             raise DataError(f"line {row.line}: {row.message}")
-        if not METHODS[method].takes(rows.kind):
-            wanted = METHODS[method].learns_from
-            raise DataError(
-                f"line {row.line}: this is a {rows.kind} row, but {method} learns from {wanted} rows"
-            )
+        check_kind(row, rows.kind, method=method)
         batch.append(row)
         if len(batch) == _BATCH_ROWS:
             yield batch
@@ -233,20 +244,11 @@ def _batches(rows: Rows, used: Iterator[AnyRow | RowError], *, method: str) -> I
         yield batch
 
 
-def _count(example: Example, counts: Counts) -> bool:
-    """Adds an example to the counts; False when there is nothing in it to train on."""
-    counts.rows += 1
-    counts.longest = max(counts.longest, example.full_length)
-    counts.truncated += example.was_cut
-    if not example.n_trainable:
-        counts.dropped += 1
-        if len(counts.dropped_lines) < _LISTED_LINES:
-            counts.dropped_lines.append(example.line)
-        return False
-    counts.used += 1
-    counts.tokens += example.n_tokens
-    counts.trainable_tokens += example.n_trainable
-    return True
+def check_kind(row: AnyRow, kind: RowKind | None, *, method: str) -> None:
+    """Raises DataError, naming the line, for a row that the method does not learn from."""
+    if not METHODS[method].takes(kind):
+        wanted = METHODS[method].learns_from
+        raise DataError(f"line {row.line}: this is a {kind} row, but {method} learns from {wanted} rows")
 
 
 def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool) -> None:
