@@ -20,6 +20,7 @@ from api import (
     methods,
     models,
     pipelines,
+    previews,
     stream,
     watch,
 )
@@ -58,7 +59,20 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     v1 = APIRouter(
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
-    for resource in (files, jobs, pipelines, history, stream, artifacts, methods, models, deployments, chat):
+    resources = (
+        files,
+        previews,
+        jobs,
+        pipelines,
+        history,
+        stream,
+        artifacts,
+        methods,
+        models,
+        deployments,
+        chat,
+    )
+    for resource in resources:
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

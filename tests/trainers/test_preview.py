@@ -238,6 +238,7 @@ def test_a_very_long_text_is_shown_up_to_a_bound(preview_of, monkeypatch: pytest
     assert (len(text["tokens"]), text["tokens_left_out"]) == (10, row["tokens"] - 10)
 
 
+@pytest.mark.long
 def test_it_runs_as_a_program(tmp_path: Path, tiny_model: Path, write_jsonl) -> None:
     request = {"model_dir": str(tiny_model), "file": str(write_jsonl(CHATS)), "rows": [1]}
     (tmp_path / "request.json").write_text(json.dumps(request))
