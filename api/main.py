@@ -22,6 +22,7 @@ from api import (
     models,
     pipelines,
     prepared,
+    previews,
     stream,
     uploads,
     watch,
@@ -65,7 +66,8 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     v1 = APIRouter(
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
-    data, work = (files, uploads, prepared), (jobs, pipelines, history, stream, artifacts, methods)
+    data = (files, uploads, previews, prepared)
+    work = (jobs, pipelines, history, stream, artifacts, methods)
     for resource in (*data, *work, models, deployments, chat):
         v1.include_router(resource.router)
     app.include_router(v1)

@@ -1,4 +1,4 @@
-"""Wakes whoever waits for news of a job: one look at the database a tick, however many wait."""
+"""Wakes whoever waits for news of a job or a preview: one look at the database a tick, however many wait."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import events
+from db import events, previews
 from db.session import Database
 
 logger = logging.getLogger(__name__)
@@ -23,13 +23,15 @@ _TICK_S = 0.5
 
 @dataclass(frozen=True, eq=False)
 class _Waiter:
-    job_id: str
+    subject_id: str
     after_seq: int
     news: asyncio.Future[bool]
 
 
 class Watch:
-    """Who waits for which job. Every change of a job leaves an event, so a newer event means news.
+    """Who waits for which job or preview. Every change of a job leaves an event, so a newer one means news.
+
+    A preview has one piece of news, its answer, which is number 1.
 
     Belongs to one event loop; only `close` may be called from signal handlers, through the loop.
     """
@@ -45,14 +47,14 @@ class Watch:
         """How many wait at this moment."""
         return len(self._waiters)
 
-    async def news(self, job_id: str, *, after_seq: int, timeout_s: float) -> bool:
-        """True as soon as the job has an event beyond `after_seq`; False after `timeout_s`, or once closed.
+    async def news(self, subject_id: str, *, after_seq: int, timeout_s: float) -> bool:
+        """True as soon as there is news beyond `after_seq`; False after `timeout_s`, or once closed.
 
         The caller says what it has read, so that nothing is lost between its reading and its waiting.
         """
         if self.closed:
             return False
-        waiter = _Waiter(job_id, after_seq, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(subject_id, after_seq, asyncio.get_running_loop().create_future())
         self._waiters.add(waiter)
         self._somebody.set()
         try:
@@ -79,22 +81,26 @@ class Watch:
             self.close()  # whatever ended the looking, nobody may wait for it
 
     async def _look(self) -> None:
-        watched = {waiter.job_id for waiter in self._waiters}
+        watched = {waiter.subject_id for waiter in self._waiters}
         if not watched:
             self._somebody.clear()
             return
         try:
             latest = await run_in_threadpool(self._read_latest, watched)
         except SQLAlchemyError as error:
-            logger.warning("cannot look for news of jobs: %s", error)
+            logger.warning("cannot look for news: %s", error)
             return
         self._wake(
-            [waiter for waiter in self._waiters if latest.get(waiter.job_id, 0) > waiter.after_seq], news=True
+            [waiter for waiter in self._waiters if latest.get(waiter.subject_id, 0) > waiter.after_seq],
+            news=True,
         )
 
-    def _read_latest(self, job_ids: set[str]) -> dict[str, int]:
+    def _read_latest(self, subject_ids: set[str]) -> dict[str, int]:
+        asked = {subject_id for subject_id in subject_ids if subject_id.startswith(previews.ID_PREFIX)}
+        job_ids = subject_ids - asked
         with self._database.read() as session:
-            return events.latest(session, job_ids)
+            latest = events.latest(session, job_ids) if job_ids else {}
+            return latest | dict.fromkeys(previews.answered(session, asked) if asked else (), 1)
 
     def _wake(self, waiters: list[_Waiter], *, news: bool) -> None:
         for waiter in waiters:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import blobs, job_files, tasks
+from db import blobs, job_files, previews, tasks
 from db.blobs import BlobWriter
 from db.errors import Conflict, NotFound
 from db.ids import new_id
@@ -137,6 +137,7 @@ def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) ->
             )
         )
         if not same:
+            previews.forget_content(session, file.sha256, org_id=org_id)  # which quote the rows
             blobs.path_of(blobs_dir, org_id, file.sha256).unlink(missing_ok=True)
 
 

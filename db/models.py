@@ -260,7 +260,7 @@ class MixedFile(Owned, Base):
 
 
 class Task(Owned, Base):
-    """A unit of work that one worker at a time may own: train, merge, validate or import one subject.
+    """Work that one worker at a time may own: train, merge, validate, import or preview one subject.
 
     `token` is the fence: it rises with every claim, and a write on behalf of the work names the token it
     was claimed with.
@@ -398,3 +398,26 @@ class IdempotentRequest(Owned, Base):
     request_hash: Mapped[str]
     response: Mapped[dict[str, Any]]
     created_at: Mapped[float]
+
+
+class Preview(Owned, Base):
+    """What a model and a method see in a file: asked once, answered by a worker, kept until `expires_at`.
+
+    `key` names all that decides the answer; `sha256` is the content of the file.
+    """
+
+    __tablename__ = "previews"
+    __table_args__ = (
+        _one_of("kind", states.PREVIEW_KINDS),
+        UniqueConstraint("org_id", "key"),
+        Index(None, "org_id", "sha256"),
+        Index(None, "expires_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    key: Mapped[str]
+    sha256: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    answer: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+    expires_at: Mapped[float]

@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from db import files, jobs, registry, tasks
+from db import files, jobs, previews, registry, tasks
 from db.session import Database
 from db.tasks import Lease
 
@@ -39,6 +39,8 @@ def _tell_subject(session: Session, lease: Lease, *, again: bool, why: str) -> N
         message = "The file could not be checked: the check died on every attempt."
         files.record_check(session, lease.subject_id, report={}, error=message)
         jobs.files_checked(session, lease.subject_id)
+    elif lease.kind == "preview":
+        previews.fail(session, lease.subject_id)
     elif lease.kind == "import":
         registry.fail_import(
             session, int(lease.subject_id), code="worker_lost", message="The import died on every attempt."

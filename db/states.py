@@ -23,7 +23,8 @@ MODEL_KINDS = ("base", "merged", "checkpoint")
 MODEL_STATES = ("importing", "ready", "failed")
 DEPLOYMENT_STATES = ("pending", "loading", "ready", "failed", "stopped")
 TASK_STATES = ("queued", "leased", "closed")
-TASK_QUEUES = {"train": "train", "validate": "cpu", "import": "cpu", "merge": "cpu"}
+TASK_QUEUES = {"train": "train", "validate": "cpu", "import": "cpu", "merge": "cpu", "preview": "cpu"}
+PREVIEW_KINDS = ("rows", "tokens")
 ATTEMPT_OUTCOMES = ("done", "failed", "stopped", "cancelled", "lost")
 
 

@@ -1,7 +1,7 @@
 """Who may work on what: claims by compare-and-swap, leases that expire, fence tokens that only rise.
 
-A task is one unit of work (train, merge, validate, import). Whoever claims it gets a `Lease` whose token
-every later write must name; a write under an old token changes nothing and raises `LeaseLost`.
+A task is one unit of work (train, merge, validate, import, preview). Whoever claims it gets a `Lease` whose
+token every later write must name; a write under an old token changes nothing and raises `LeaseLost`.
 Lock order everywhere: the task row first, then the row of its subject.
 """
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Update, exists, select, text, update
+from sqlalchemy import CursorResult, Update, delete, exists, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -181,6 +181,13 @@ def reopen(session: Session, *, kind: str, subject_id: str) -> bool:
         .where(Task.kind == kind, Task.subject_id == subject_id, Task.status == "closed")
         .values(status="queued", created_at=clock(session)),
     )
+
+
+def forget_closed(session: Session, *, kind: str, before: float) -> None:
+    """Drop the closed tasks of a kind that were made before a time, with their attempts."""
+    old = select(Task.id).where(Task.kind == kind, Task.status == "closed", Task.created_at < before)
+    for entity, column in ((Attempt, Attempt.task_id), (Task, Task.id)):
+        session.execute(delete(entity).where(column.in_(old)).execution_options(synchronize_session=False))
 
 
 def expired(session: Session, *, ttl_s: float) -> list[Lease]:

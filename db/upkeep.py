@@ -1,6 +1,6 @@
 """What time alone makes due: what expires, what need not be known any longer, data that nobody uses."""
 
-from db import blobs, files, idempotency, prepared, uploads
+from db import blobs, files, idempotency, prepared, previews, uploads
 from db.errors import Conflict, NotFound
 from db.session import Database
 from db.settings import DatabaseSettings
@@ -10,6 +10,7 @@ def run(database: Database, settings: DatabaseSettings) -> None:
     """Do what is due. Safe to run anywhere and at any time, also twice at once."""
     with database.write() as session:
         idempotency.forget_old(session)
+        previews.forget_old(session)
     blobs.sweep(settings.blobs_dir)
     uploads.collect(database, blobs_dir=settings.blobs_dir)
     with database.read() as session:

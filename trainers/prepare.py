@@ -20,7 +20,7 @@ from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
 from trainers.inputs import InputFile, choose_inputs
 from trainers.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
-from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.row_formats import PLAIN_TEXT, AnyRow, RowKind
 from trainers.rows import RowError, Rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 from trainers.specs.mixture import Share
@@ -150,7 +150,7 @@ def _encode_into(
     folder: Path, source: InputFile, *, tokenizer: Any, spec: RunSpec, settings: dict[str, Any]
 ) -> Counts:
     """Encodes a file beside its place in the cache, then moves it there."""
-    encoder = _make_encoder(tokenizer, spec=spec, settings=settings)
+    encoder = make_encoder(tokenizer, spec=spec, settings=settings)
     with published(folder) as work:
         counts = _write_rows(work / ROWS_FILE, source, encoder=encoder, method=spec.method)
         info = {"bytes": (work / ROWS_FILE).stat().st_size, "counts": asdict(counts)}
@@ -158,7 +158,7 @@ def _encode_into(
     return counts
 
 
-def _make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
+def make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
     """The encoder of what the method learns from."""
     from trainers.data import ConversationEncoder, find_stop_ids
     from trainers.labelled import LabelledEncoder
@@ -184,7 +184,7 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
     fingerprints = overlap.Fingerprints()
 
     def write(stream: Any, examples: Iterator[Example]) -> None:
-        kept = [example for example in examples if _count(example, counts)]
+        kept = [example for example in examples if counts.add(example)]
         columns = {name: [example.columns[name] for example in kept] for name in encoder.columns}
         stream.write_table(pyarrow.table(columns, schema=schema))
 
@@ -209,12 +209,7 @@ def _batches(
     for row in used:
         if isinstance(row, RowError):
             raise DataError(f"{source.locate(row.line)}: {row.message}")
-        if not METHODS[method].takes(rows.kind):
-            wanted = METHODS[method].learns_from
-            raise DataError(
-                f"{source.locate(row.line)}: this is a {rows.kind} row, "
-                f"but {method} learns from {wanted} rows"
-            )
+        check_kind(rows.kind, method=method, where=source.locate(row.line))
         batch.append(row)
         if len(batch) == _BATCH_ROWS:
             yield batch
@@ -223,20 +218,11 @@ def _batches(
         yield batch
 
 
-def _count(example: Example, counts: Counts) -> bool:
-    """Adds an example to the counts; False when there is nothing in it to train on."""
-    counts.rows += 1
-    counts.longest = max(counts.longest, example.full_length)
-    counts.truncated += example.was_cut
-    if not example.n_trainable:
-        counts.dropped += 1
-        if len(counts.dropped_lines) < _LISTED_LINES:
-            counts.dropped_lines.append(example.line)
-        return False
-    counts.used += 1
-    counts.tokens += example.n_tokens
-    counts.trainable_tokens += example.n_trainable
-    return True
+def check_kind(kind: RowKind | None, *, method: str, where: str) -> None:
+    """Raises DataError, naming the place, for a row that the method does not learn from."""
+    if not METHODS[method].takes(kind):
+        wanted = METHODS[method].learns_from
+        raise DataError(f"{where}: this is a {kind} row, but {method} learns from {wanted} rows")
 
 
 def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool) -> None:

@@ -6,8 +6,11 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainers.examples import Example
+
 ROWS_FILE = "rows.arrow"
 INFO_FILE = "info.json"
+_LISTED_LINES = 20
 
 
 @dataclass
@@ -23,6 +26,21 @@ class Counts:
     tokens: int = 0
     trainable_tokens: int = 0
     longest: int = 0  # tokens of the longest row before truncation
+
+    def add(self, example: Example) -> bool:
+        """Counts an example; False when there is nothing in it to train on."""
+        self.rows += 1
+        self.longest = max(self.longest, example.full_length)
+        self.truncated += example.was_cut
+        if not example.n_trainable:
+            self.dropped += 1
+            if len(self.dropped_lines) < _LISTED_LINES:
+                self.dropped_lines.append(example.line)
+            return False
+        self.used += 1
+        self.tokens += example.n_tokens
+        self.trainable_tokens += example.n_trainable
+        return True
 
 
 def read_cached(folder: Path) -> Counts | None:

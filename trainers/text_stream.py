@@ -11,8 +11,9 @@ _CONTEXT_TOKENS = 8
 class Detokenizer:
     """Decodes a growing list of tokens, always only a window of it, so a long answer costs linear time."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
         self._emitted_chars = 0
         self._unfinished_tokens = 0
@@ -38,7 +39,9 @@ class Detokenizer:
 
     def _decode(self) -> str:
         return self._tokenizer.decode(
-            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._window,
+            skip_special_tokens=self._skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
 
 

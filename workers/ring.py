@@ -11,7 +11,7 @@ from db.models import File, Job
 from db.session import Database
 from db.tasks import Lease
 from trainers import specs
-from workers import datasets, dispatch, importing, leases, merge, shutdown, train
+from workers import datasets, dispatch, importing, leases, merge, previews, shutdown, train
 from workers.app import RING_TASK, app, database, settings
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ _RUNNERS = {
     "merge": merge.run,
     "validate": datasets.check,
     "import": importing.run,
+    "preview": previews.run,
 }
 
 

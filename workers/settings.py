@@ -28,6 +28,8 @@ class WorkerSettings(BaseSettings):
     # After SIGTERM the trainer finishes its step and saves; then torchrun kills its ranks.
     stop_grace_s: float = 120.0
 
+    # A preview that takes longer, of a huge file, must not keep checks and merges from their turn.
+    preview_limit_s: float = 300.0
     engine_start_s: float = 180.0
     engine_restarts: int = 3
     max_engines: int = Field(

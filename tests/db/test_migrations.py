@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from db import pipelines
+from db import pipelines, previews
 from db.errors import NotFound
 from db.migrate import alembic_config, upgrade
 from db.migrate import run as migrate
@@ -162,6 +162,21 @@ def test_processes_that_start_together_migrate_once(empty_url: str):
     database = Database(empty_url)
     assert tables(database) == {table.name for table in Base.metadata.sorted_tables}
     database.dispose()
+
+
+def test_previews_are_forgotten_by_the_schema_before_them(world: World):
+    model = world.add_model("m")
+    file = world.upload()
+    with world.database.write() as session:
+        preview = previews.ask(session, "a" * 64, kind="rows", file=file, model=model, asked={})
+    lease = world.take("cpu")
+    assert lease.subject_id == preview.id
+
+    migrate(world.database, command.downgrade, "0003")
+    with world.database.read() as session:
+        assert session.execute(text("SELECT kind FROM tasks")).scalars().all() == ["validate"]
+
+    upgrade(world.database)
 
 
 def test_pipelines_are_forgotten_by_the_schema_before_them(world: World):
