@@ -121,16 +121,25 @@ RANK_IN_SHORT = (
 
 
 def test_a_stop_is_graceful_first_and_final_after_the_grace(tmp_path: Path, marker: str) -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    stubborn = (
+        "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        " pathlib.Path('deaf').touch(); time.sleep(600)"
+    )
     process = processes.spawn(
         [sys.executable, "-c", stubborn],
         env=processes.child_environment(marker),
         cwd=tmp_path,
         log_path=tmp_path / "log.txt",
     )
-    started = time.monotonic()
-    processes.supervise(process, marker=marker, on_beat=lambda: True, beat_s=0.05, grace_s=1.0)
-    assert time.monotonic() - started >= 1.0
+    asked_at: list[float] = []
+
+    def wants_stop() -> bool:
+        if (tmp_path / "deaf").exists():
+            asked_at.append(time.monotonic())
+        return bool(asked_at)
+
+    processes.supervise(process, marker=marker, on_beat=wants_stop, beat_s=0.05, grace_s=1.0)
+    assert time.monotonic() - asked_at[0] >= 1.0
     assert process.returncode == -signal.SIGKILL
     assert processes.carrying(marker) == []
 
