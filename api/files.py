@@ -23,6 +23,7 @@ from api.schemas import Deleted, FileList, FileObject, ImportFile
 from api.sources import check_hub
 from db import blobs, files
 from db.blobs import BlobWriter
+from trainers.specs import Layout
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/files", tags=["Files"])
@@ -108,6 +109,8 @@ def _check(form: multipart.UploadForm, *, size_bytes: int) -> dict[str, Any]:
         raise ApiError(400, "invalid_value", message, param="purpose")
     if size_bytes == 0:
         raise ApiError(400, "empty_file", "The file is empty.", param="file")
+    if purpose == "fine-tune":
+        Layout.of(str(form.filename))  # a name that tells how it can be read
     return {"filename": form.filename, "purpose": purpose, "expires_after_s": _read_expiry(form.fields)}
 
 

@@ -20,7 +20,7 @@ from trainers.checkpoints import Checkpoint, latest_valid
 from trainers.events import Events
 from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
-from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.row_formats import AnyRow
 from trainers.rows import RowError, Rows, count_rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 from trainers.specs.resolution import count_held_out
@@ -84,13 +84,13 @@ def choose_inputs(spec: RunSpec, *, events: Events) -> tuple["InputFile", "Input
     from trainers.run_tokenizer import InputFile, Part
 
     settings = spec.settings()
-    train = InputFile(spec.train_file, spec.train_format, settings.max_train_samples)
+    train = InputFile(spec.train_file, spec.train_layout, settings.max_train_samples)
     if spec.validation_file:
-        return train, InputFile(spec.validation_file, spec.validation_format, settings.max_eval_samples)
+        return train, InputFile(spec.validation_file, spec.validation_layout, settings.max_eval_samples)
     percentage = settings.validation_split_percentage
     if not percentage:
         return train, None
-    n_rows = count_rows(spec.train_file)
+    n_rows = count_rows(spec.train_file, spec.train_layout)
     n_held_out = count_held_out(n_rows, percentage)
     if n_held_out < 1:
         raise DataError("validation_split_percentage: the training file has too few rows to hold one out")
@@ -128,7 +128,6 @@ def encode_file(
     stops = spec.model_dir / "generation_config.json"
     key = name_entry(
         learns_from=METHODS[spec.method].learns_from,
-        format=source.format if source.format == PLAIN_TEXT else None,
         **source.name_facts(),
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         stops=digest_file(stops) if stops.is_file() else None,

@@ -14,9 +14,9 @@ from trainers.cache import digest_tokenizer, name_entry, published
 from trainers.data import load_tokenizer
 from trainers.events import Events
 from trainers.exits import DataError
-from trainers.row_formats import PLAIN_TEXT, AnyRow, Document
+from trainers.row_formats import AnyRow, Document
 from trainers.rows import RowError, Rows
-from trainers.specs import METHODS, RunSpec
+from trainers.specs import METHODS, Layout, RunSpec
 
 TEMPLATES_DIR = Path(__file__).with_name("templates")
 
@@ -35,23 +35,28 @@ class Part:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, the format that the check of its rows found (None: to be found again), and how many to read."""
+    """A file, how it is to be read, and how many of its rows."""
 
     path: Path
-    format: str | None
+    layout: Layout
     max_rows: int | None = None
     part: Part | None = None
 
     def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
         """The rows, and those of them that are to be used."""
-        rows = Rows(self.path, plain_text=self.format == PLAIN_TEXT)
+        rows = Rows(self.path, self.layout)
         used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
         return rows, islice(used, self.max_rows)
 
     def name_facts(self) -> dict[str, Any]:
         """What decides which rows are read: a part of the name of what is made of them."""
         part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
-        return {"content": digest_file(self.path), "max_rows": self.max_rows, "part": part}
+        return {
+            "content": digest_file(self.path),
+            "layout": self.layout.name_facts(),
+            "max_rows": self.max_rows,
+            "part": part,
+        }
 
 
 def obtain_tokenizer(train: InputFile, *, spec: RunSpec, events: Events) -> Any:
@@ -104,7 +109,6 @@ def _give_template(tokenizer: Any, name: str, *, cache_dir: Path) -> Path:
 def _extend(tokenizer: Any, train: InputFile, *, count: int, cache_dir: Path, events: Events) -> Path:
     key = name_entry(
         **train.name_facts(),
-        format=train.format,
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         new_tokens=count,
     )

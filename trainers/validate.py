@@ -1,22 +1,24 @@
-"""Checks a training file: `python -m trainers.validate FILE [--plain-text] --report OUT.json`.
+"""Checks a training file: `python -m trainers.validate FILE [--layout JSON] --report OUT.json`.
 
 Errors in the data are findings, so they go into the report and the exit status is 0.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from trainers.artifacts import write_json
 from trainers.rows import RowError, Rows
+from trainers.specs.layouts import Layout
 
 MAX_ERRORS = 100
 
 
-def check_file(path: Path, *, plain_text: bool = False, max_errors: int = MAX_ERRORS) -> dict[str, Any]:
+def check_file(path: Path, layout: Layout, *, max_errors: int = MAX_ERRORS) -> dict[str, Any]:
     """Counts and errors of a file: rows, format, kind, blank_lines, n_errors and the first of the errors."""
-    rows = Rows(path, plain_text=plain_text)
+    rows = Rows(path, layout)
     errors = []
     n_errors = 0
     for row in rows:
@@ -37,10 +39,11 @@ def check_file(path: Path, *, plain_text: bool = False, max_errors: int = MAX_ER
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers.validate")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--plain-text", action="store_true", help="a line is a document")
+    parser.add_argument("--layout", type=json.loads, help="a Layout as JSON; otherwise by the file's name")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args(arguments)
-    write_json(options.report, check_file(options.file, plain_text=options.plain_text))
+    layout = Layout(**options.layout) if options.layout is not None else Layout.of(options.file.name)
+    write_json(options.report, check_file(options.file, layout))
     return 0
 
 

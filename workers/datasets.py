@@ -1,6 +1,8 @@
 """Checks training files row by row, in a process of its own, after fetching those that are not here yet."""
 
 import contextlib
+import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from db.session import Database
 from db.settings import DatabaseSettings
 from db.tasks import Lease
 from workers import children, dispatch, hub, leases, processes
+from workers.layouts import layout_of
 from workers.leases import Heartbeat
 from workers.settings import WorkerSettings
 
@@ -66,9 +69,10 @@ def _fetch_and_check(
         sha256 = fetched["sha256"]
     report_path = scratch / "report.json"
     blob = blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, sha256)
-    argv = processes.module_command("trainers.validate", str(blob), "--report", str(report_path))
-    if file.filename.lower().endswith(".txt"):
-        argv.append("--plain-text")
+    layout = json.dumps(dataclasses.asdict(layout_of(file)))
+    argv = processes.module_command(
+        "trainers.validate", str(blob), "--layout", layout, "--report", str(report_path)
+    )
     report = children.run_for_report(
         argv,
         report_path=report_path,

@@ -18,6 +18,7 @@ from db.settings import DatabaseSettings
 from db.tasks import Lease
 from trainers import specs
 from workers import leases, processes, results, shutdown
+from workers.layouts import layout_of
 from workers.progress import EventCopier
 from workers.settings import WorkerSettings
 
@@ -175,9 +176,9 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         model_digest=model.digest or "",
         **named,
         train_file=path_of(train),
-        train_format=_format_of(train),
+        train_layout=layout_of(train),
         validation_file=path_of(validation) if validation else None,
-        validation_format=_format_of(validation) if validation else None,
+        validation_layout=layout_of(validation) if validation else specs.Layout(),
         cache_dir=paths.cache_dir,
         resume_roots=[run_dir_of(job.id, token) / "checkpoints" for token in earlier],
     )
@@ -206,8 +207,3 @@ def _describe_adapter(session: Session, job: Job) -> dict[str, Any]:
         return {}
     model = registry.get_ready(session, name, org_id=job.org_id)
     return {"init_adapter_dir": Path(str(model.adapter_path)), "init_adapter_digest": model.digest or ""}
-
-
-def _format_of(file: File) -> str | None:
-    """How the rows are written, which plain text cannot tell by itself; None of files checked long ago."""
-    return (file.report or {}).get("format")

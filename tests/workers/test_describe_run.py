@@ -10,19 +10,25 @@ from trainers import specs
 from workers.train import describe_run
 
 
-def add_checked_file(world: World, format_: str | None) -> str:
-    file = world.upload()
+def add_checked_file(world: World, filename: str) -> str:
+    file = world.upload(filename=filename)
     with world.database.write() as session:
         tasks.close_waiting(session, kind="validate", subject_id=file.id)
-        report = {"rows": 3, "kind": "document"} | ({"format": format_} if format_ else {})
-        files.record_check(session, file.id, report=report, error=None)
+        files.record_check(session, file.id, report={"rows": 3, "kind": "document"}, error=None)
     return file.id
 
 
 @pytest.mark.parametrize(
-    ("train", "validation"), [("plain_text", "text"), ("text", "plain_text"), (None, None)]
+    ("train", "validation", "containers"),
+    [
+        ("a.txt", "b.csv.gz", ("txt", "csv")),
+        ("a.parquet", "b.txt", ("parquet", "txt")),
+        ("of an older version", "b.jsonl", ("jsonl", "jsonl")),
+    ],
 )
-def test_the_formats_that_the_checks_found(world: World, train: str | None, validation: str | None):
+def test_the_names_of_the_files_tell_how_they_are_read(
+    world: World, train: str, validation: str, containers: tuple[str, str]
+):
     world.add_job(
         add_checked_file(world, train),
         validation_file=add_checked_file(world, validation),
@@ -35,11 +41,14 @@ def test_the_formats_that_the_checks_found(world: World, train: str | None, vali
         jobs.start(session, lease, resolved=specs.resolve(method, n_examples=3, seed=7))
         spec = describe_run(session, lease)
 
-    assert (spec.train_format, spec.validation_format) == (train, validation)
+    assert (spec.train_layout.container, spec.validation_layout.container) == containers
+    assert [layout.gzip for layout in (spec.train_layout, spec.validation_layout)] == [
+        name.endswith(".gz") for name in (train, validation)
+    ]
 
 
-def test_without_a_validation_file_there_is_no_format_of_one(world: World):
-    world.add_job(add_checked_file(world, "messages"))
+def test_without_a_validation_file_there_is_none(world: World):
+    world.add_job(add_checked_file(world, "a.jsonl"))
     method = specs.parse_method(None, None)
     with world.database.write() as session:
         lease = claim(session)
@@ -47,7 +56,7 @@ def test_without_a_validation_file_there_is_no_format_of_one(world: World):
         jobs.start(session, lease, resolved=specs.resolve(method, n_examples=3, seed=7))
         spec = describe_run(session, lease)
 
-    assert (spec.train_format, spec.validation_file, spec.validation_format) == ("messages", None, None)
+    assert spec.validation_file is None
 
 
 def test_the_adapter_that_a_job_starts_from(world: World):
