@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import errno
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +25,15 @@ from api.sources import check_hub
 from db import blobs, files
 from db.blobs import BlobWriter
 from trainers.specs import Layout
+from trainers.specs.layouts import FORMAT_KEYS, PLAIN_TEXT
 from workers.dispatch import ring
 
 router = APIRouter(prefix="/files", tags=["Files"])
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
-_FIELDS = ("purpose", _ANCHOR, _SECONDS)
+_FIELDS = ("purpose", _ANCHOR, _SECONDS, "format", "column_map")
+_COLUMN = re.compile(r"column_map\[(.+)\]")  # how the official clients write an object
 _BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
 _FORM: dict[str, Any] = {
     "requestBody": {
@@ -45,6 +48,12 @@ _FORM: dict[str, Any] = {
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
                         _ANCHOR: {"type": "string", "enum": ["created_at"]},
                         _SECONDS: {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                        "format": {"type": "string", "enum": [*FORMAT_KEYS, PLAIN_TEXT]},
+                        "column_map": {
+                            "type": "object",
+                            "additionalProperties": {"type": "string"},
+                            "description": "The file's own names for keys of rows: {key: column}.",
+                        },
                     },
                 }
             }
@@ -94,7 +103,7 @@ def _store(once: Once, writer: BlobWriter, *, org_id: str, wishes: dict[str, Any
 def _check(form: multipart.UploadForm, *, size_bytes: int) -> dict[str, Any]:
     """What the form asks for, as `files.create` takes it. Raises ApiError."""
     for name in form.fields:
-        if name not in _FIELDS:
+        if name not in _FIELDS and not _COLUMN.fullmatch(name):
             message = f"Unknown parameter: '{name}'.{hint(name, _FIELDS)}"
             raise ApiError(400, "unknown_parameter", message, param=name)
     for name, given in (("file", form.filename), ("purpose", form.fields.get("purpose"))):
@@ -109,9 +118,37 @@ def _check(form: multipart.UploadForm, *, size_bytes: int) -> dict[str, Any]:
         raise ApiError(400, "invalid_value", message, param="purpose")
     if size_bytes == 0:
         raise ApiError(400, "empty_file", "The file is empty.", param="file")
+    wishes = {"filename": form.filename, "purpose": purpose, "expires_after_s": _read_expiry(form.fields)}
+    return wishes | _read_layout(form, purpose=purpose)
+
+
+def _read_layout(form: multipart.UploadForm, *, purpose: str) -> dict[str, Any]:
+    """What the form says of the rows. Raises ApiError, SpecError."""
+    said = {"format": form.fields.get("format"), "column_map": _read_column_map(form.fields)}
     if purpose == "fine-tune":
-        Layout.of(str(form.filename))  # a name that tells how it can be read
-    return {"filename": form.filename, "purpose": purpose, "expires_after_s": _read_expiry(form.fields)}
+        Layout.of(str(form.filename), **said)
+        return said
+    given = next((name for name, value in said.items() if value is not None), None)
+    if given is not None:
+        message = f"'{given}' is said of files with the purpose 'fine-tune' only."
+        raise ApiError(400, "invalid_value", message, param=given)
+    return said
+
+
+def _read_column_map(fields: dict[str, str]) -> dict[str, str] | None:
+    """`column_map` as one JSON object, or as a field a key: `column_map[question]`."""
+    named = {found[1]: value for name, value in fields.items() if (found := _COLUMN.fullmatch(name))}
+    text = fields.get("column_map")
+    if text is None:
+        return named or None
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or not all(isinstance(column, str) for column in given.values()) or named:
+        message = '\'column_map\' must be an object of texts: {"our key": "your column"}.'
+        raise ApiError(400, "invalid_value", message, param="column_map")
+    return given or None
 
 
 def _read_expiry(fields: dict[str, str]) -> int | None:

@@ -42,6 +42,8 @@ def file_object(file: File) -> FileObject:
             "status_details": file.status_details,
             "sha256": file.sha256,
             "rows": file.rows,
+            "format": file.format,
+            "column_map": file.column_map,
             "source": file.source,
         }
     )

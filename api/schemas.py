@@ -198,6 +198,8 @@ class FileObject(BaseModel):
     status_details: str | None = Field(description="The first thing that is wrong with the file.")
     sha256: str = Field(description="Empty until the bytes of an imported file have come.")
     rows: int | None = Field(description="Rows of a checked training file.")
+    format: str | None = Field(description="The format of every row, where it was given.")
+    column_map: dict[str, str] | None = Field(description="The file's own names for keys of rows.")
     source: str | None = Field(description="Where an imported file comes from.")
 
 

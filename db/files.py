@@ -28,6 +28,8 @@ def create(
     filename: str,
     purpose: str,
     expires_after_s: int | None = None,
+    format: str | None = None,
+    column_map: dict[str, str] | None = None,
 ) -> File:
     """Record a file with its synced bytes, and queue its check; only training files need one."""
     lock_digest(session, writer.sha256)
@@ -42,6 +44,8 @@ def create(
         bytes=writer.size_bytes,
         sha256=writer.sha256,
         status="uploaded" if checked else "processed",
+        format=format,
+        column_map=column_map,
         created_at=now,
         expires_at=None if expires_after_s is None else int(now) + expires_after_s,
     )
@@ -89,6 +93,13 @@ def get(session: Session, file_id: str, *, org_id: str) -> File:
     if file is None:
         raise NotFound("file", file_id)
     return file
+
+
+def describe_reading(file: File) -> list[Any]:
+    """What decides, beside its bytes, which rows a file holds."""
+    name = file.filename.lower()
+    ending = name.removesuffix(".gz").rpartition(".")[2]
+    return [ending, name.endswith(".gz"), file.format, file.column_map]
 
 
 def list_page(

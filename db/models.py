@@ -100,6 +100,9 @@ class File(Owned, Base):
     status_details: Mapped[str | None]
     rows: Mapped[int | None]
     report: Mapped[dict[str, Any] | None]
+    # What its owner says of its rows; the rest is told by its name.
+    format: Mapped[str | None]
+    column_map: Mapped[dict[str, Any] | None]
     source: Mapped[str | None]
     expires_at: Mapped[float | None]
     created_at: Mapped[float]

@@ -1,5 +1,6 @@
 """`residency files`: upload training data and list what is there."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,11 @@ from api.commands.output import AsJson, errors, format_bytes, format_time, out, 
 
 app = typer.Typer(no_args_is_help=True, help="Upload and list files.")
 _LINE_SHOWN_MAX = 300
+RowFormat = Annotated[str | None, typer.Option(help="The format of every row; otherwise its keys tell.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=COLUMN", help="The file's own column for a key; may be given several times."),
+]
 
 
 @app.command()
@@ -19,11 +25,14 @@ def upload(
     path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     *,
     purpose: str = "fine-tune",
+    format: RowFormat = None,
+    column: Columns = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a file and wait until its rows are checked."""
     client = connect()
-    uploaded = send_file(client, path, purpose=purpose)
+    wishes = {"format": format, "column_map": json.dumps(read_columns(column)) if column else None}
+    uploaded = send_file(client, path, purpose=purpose, **wishes)
     with errors.status(f"Checking {path.name}"):
         file = poll(
             lambda: client.get(locate("files", uploaded["id"])),
@@ -62,14 +71,26 @@ def list_files(*, purpose: str | None = None, as_json: AsJson = False) -> None:
     )
 
 
-def send_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> dict[str, Any]:
+def read_columns(given: list[str] | None) -> dict[str, str]:
+    """`KEY=COLUMN` as a column map."""
+    pairs = [text.partition("=") for text in given or []]
+    for key, sign, column in pairs:
+        if not (key and sign and column):
+            raise ClientError(f"'{key}{sign}{column}' is not KEY=COLUMN.")
+    return {key: column for key, _, column in pairs}
+
+
+def send_file(
+    client: Client, path: Path, *, purpose: str = "fine-tune", **wishes: str | None
+) -> dict[str, Any]:
     """Upload a file, showing how far it is; the file object."""
+    fields = {"purpose": purpose} | {name: wish for name, wish in wishes.items() if wish is not None}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         Progress(*columns, console=errors, transient=True) as progress,
         progress.open(path, "rb", description=f"Uploading {path.name}") as content,
     ):
-        return client.post_form("/v1/files", data={"purpose": purpose}, files={"file": (path.name, content)})
+        return client.post_form("/v1/files", data=fields, files={"file": (path.name, content)})
 
 
 def _describe_error(path: Path, file: dict[str, Any]) -> str:

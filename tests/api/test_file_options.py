@@ -69,3 +69,36 @@ def test_base64_only_when_asked_for(client, world, settings, size):
     assert client.get(f"{path}?encoding=hex").json()["error"]["param"] == "encoding"
     assert client.get(f"/v1/files?purpose={files.RESULTS_PURPOSE}").json()["data"][0]["id"] == made.id
     assert upload(client, purpose=files.RESULTS_PURPOSE).status_code == 400
+
+
+def upload_rows(client, name="rows.csv", **fields):
+    return client.post("/v1/files", data={"purpose": "fine-tune"} | fields, files={"file": (name, b"a,b\n")})
+
+
+def test_what_is_said_of_the_rows_is_echoed(client):
+    made = upload_rows(client, format="question", column_map='{"question": "Frage"}').json()
+    assert (made["format"], made["column_map"]) == ("question", {"question": "Frage"})
+    assert client.get(f"/v1/files/{made['id']}").json() == made
+    bare = upload_rows(client).json()
+    assert (bare["format"], bare["column_map"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "part"),
+    [
+        ({"format": "alpacca"}, "format", "did you mean 'alpaca'"),
+        ({"column_map": '{"qestion": "Frage"}'}, "column_map", "did you mean 'question'"),
+        ({"column_map": "question"}, "column_map", "must be an object"),
+        ({"column_map": '{"question": 1}'}, "column_map", "must be an object"),
+        ({"column_map": "[" * 60_000}, "column_map", "must be an object"),
+        ({"column_map[question]": "a", "column_map[system]": "a"}, "column_map", "same column"),
+        ({"format": "alpaca", "purpose": "batch"}, "format", "'fine-tune' only"),
+        ({"name": "rows.txt", "format": "alpaca"}, "format", "plain_text"),
+    ],
+)
+def test_what_cannot_be_said_of_rows(client, fields, param, part):
+    answer = upload_rows(client, **fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert part in error["message"]
+    assert client.get("/v1/files").json()["data"] == []

@@ -7,6 +7,7 @@ from db import files, jobs, tasks
 from db.models import Job
 from tests.db.world import World, claim
 from trainers import specs
+from workers.layouts import layout_of
 from workers.train import describe_run
 
 
@@ -45,6 +46,13 @@ def test_the_names_of_the_files_tell_how_they_are_read(
     assert [layout.gzip for layout in (spec.train_layout, spec.validation_layout)] == [
         name.endswith(".gz") for name in (train, validation)
     ]
+
+
+def test_what_the_owner_says_of_the_rows_goes_along(world: World):
+    columns = {"question": "Frage"}
+    file = world.upload(filename="a.csv", format="question", column_map=columns)
+    layout = layout_of(file)
+    assert (layout.container, layout.format, layout.column_map) == ("csv", "question", columns)
 
 
 def test_without_a_validation_file_there_is_none(world: World):
