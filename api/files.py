@@ -20,6 +20,7 @@ from api.deps import After, DatabaseDep, SettingsDep
 from api.errors import NEVER_RETRY, ApiError, hint
 from api.middleware import allow_body
 from api.once import Once, OnceDep
+from api.report_schemas import FileReport
 from api.schemas import Deleted, FileList, FileObject, ImportFile
 from api.sources import check_hub
 from db import blobs, files
@@ -32,7 +33,9 @@ router = APIRouter(prefix="/files", tags=["Files"])
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
-_FIELDS = ("purpose", _ANCHOR, _SECONDS, "format", "column_map")
+_READING = ("format", "column_map", "max_invalid_fraction")
+_FIELDS = ("purpose", _ANCHOR, _SECONDS, *_READING)
+_REPORT_RETRY_S = "2"
 _COLUMN = re.compile(r"column_map\[(.+)\]")  # how the official clients write an object
 _BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
 _FORM: dict[str, Any] = {
@@ -54,6 +57,7 @@ _FORM: dict[str, Any] = {
                             "additionalProperties": {"type": "string"},
                             "description": "The file's own names for keys of rows: {key: column}.",
                         },
+                        "max_invalid_fraction": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
                     },
                 }
             }
@@ -124,15 +128,29 @@ def _check(form: multipart.UploadForm, *, size_bytes: int) -> dict[str, Any]:
 
 def _read_layout(form: multipart.UploadForm, *, purpose: str) -> dict[str, Any]:
     """What the form says of the rows. Raises ApiError, SpecError."""
-    said = {"format": form.fields.get("format"), "column_map": _read_column_map(form.fields)}
+    said = {
+        "format": form.fields.get("format"),
+        "column_map": _read_column_map(form.fields),
+        "max_invalid_fraction": _read_fraction(form.fields),
+    }
     if purpose == "fine-tune":
-        Layout.of(str(form.filename), **said)
+        Layout.of(str(form.filename), said["format"], said["column_map"])
         return said
     given = next((name for name, value in said.items() if value is not None), None)
     if given is not None:
         message = f"'{given}' is said of files with the purpose 'fine-tune' only."
         raise ApiError(400, "invalid_value", message, param=given)
     return said
+
+
+def _read_fraction(fields: dict[str, str]) -> float | None:
+    text = fields.get("max_invalid_fraction")
+    if text is None:
+        return None
+    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", text):
+        message = "'max_invalid_fraction' must be a number from 0 up to 1, which is left out: 0.01."
+        raise ApiError(400, "invalid_value", message, param="max_invalid_fraction")
+    return float(text)
 
 
 def _read_column_map(fields: dict[str, str]) -> dict[str, str] | None:
@@ -212,6 +230,22 @@ def retrieve_file(file_id: str, caller: CallerDep, database: DatabaseDep) -> Fil
     """What is known of a file."""
     with database.read() as session:
         return render.file_object(files.get(session, file_id, org_id=caller.org_id))
+
+
+@router.get("/{file_id}/report", summary="Retrieve file report")
+def retrieve_report(file_id: str, caller: CallerDep, database: DatabaseDep) -> FileReport:
+    """What the check of a training file found: rows refused by line and reason, duplicates, scripts."""
+    with database.read() as session:
+        file = files.get(session, file_id, org_id=caller.org_id)
+        report = file.report
+    if file.status == "uploaded":
+        message = f"'{file_id}' is not checked yet."
+        headers = {"retry-after": _REPORT_RETRY_S}
+        raise ApiError(404, "report_not_ready", message, param="file_id", headers=headers)
+    if not report or "accepted" not in report:  # another purpose, a check that broke, an older version
+        message = f"There is no report of '{file_id}'."
+        raise ApiError(404, "no_report", message, param="file_id")
+    return FileReport.model_validate({"file_id": file_id} | report)
 
 
 @router.delete("/{file_id}", summary="Delete file")

@@ -44,6 +44,7 @@ def file_object(file: File) -> FileObject:
             "rows": file.rows,
             "format": file.format,
             "column_map": file.column_map,
+            "max_invalid_fraction": file.max_invalid_fraction or 0.0,
             "source": file.source,
         }
     )

@@ -41,6 +41,8 @@ class Counts:
     used: int = 0
     dropped: int = 0  # rows without a token to train on
     dropped_lines: list[int] = field(default_factory=list)  # the first of them
+    refused: int = 0  # rows that are wrong and may be left out
+    refused_lines: list[int] = field(default_factory=list)  # the first of them
     truncated: int = 0
     blank_lines: int = 0
     tokens: int = 0
@@ -205,7 +207,8 @@ def _write_rows(target: Path, source: "InputFile", *, encoder: Encoder, method: 
 
     with target.open("wb") as file:
         with pyarrow.ipc.new_stream(file, schema) as stream:
-            for batch in _batches(rows, used, method=method):
+            kept_rows = _leave_out(used, source=source, counts=counts)
+            for batch in _batches(rows, kept_rows, method=method):
                 write(stream, encoder.encode(batch))
             write(stream, encoder.finish())
         file.flush()
@@ -214,11 +217,22 @@ def _write_rows(target: Path, source: "InputFile", *, encoder: Encoder, method: 
     return counts
 
 
-def _batches(rows: Rows, used: Iterator[AnyRow | RowError], *, method: str) -> Iterator[list[AnyRow]]:
+def _leave_out(used: Iterator[AnyRow | RowError], *, source: "InputFile", counts: Counts) -> Iterator[AnyRow]:
+    """The rows that are trained on. The others are counted, where they may be left out, or a DataError."""
+    for row in used:
+        if not isinstance(row, RowError):
+            yield row
+            continue
+        if not source.passes_over(row):
+            raise DataError(f"line {row.line}: {row.message}")
+        counts.refused += 1
+        if len(counts.refused_lines) < _LISTED_LINES:
+            counts.refused_lines.append(row.line)
+
+
+def _batches(rows: Rows, used: Iterator[AnyRow], *, method: str) -> Iterator[list[AnyRow]]:
     batch: list[AnyRow] = []
     for row in used:
-        if isinstance(row, RowError):
-            raise DataError(f"line {row.line}: {row.message}")
         if not METHODS[method].takes(rows.kind):
             wanted = METHODS[method].learns_from
             raise DataError(
@@ -265,16 +279,28 @@ def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool
             level="warn",
             code="rows_truncated",
         )
+    if counts.refused:
+        events.message(
+            f"{counts.refused} rows are wrong and were left out, as max_invalid_fraction allows: "
+            f"lines {_list(counts.refused_lines, of=counts.refused)}",
+            level="warn",
+            code="rows_refused",
+            file=path.name,
+            rows=counts.refused,
+            lines=counts.refused_lines,
+        )
     if counts.dropped:
-        lines = ", ".join(map(str, counts.dropped_lines))
-        more = ", ..." if counts.dropped > len(counts.dropped_lines) else ""
         events.message(
             f"{counts.dropped} rows have no token to train on within max_length {limit} and were left out: "
-            f"lines {lines}{more}",
+            f"lines {_list(counts.dropped_lines, of=counts.dropped)}",
             level="warn",
             code="rows_dropped",
             lines=counts.dropped_lines,
         )
+
+
+def _list(lines: list[int], *, of: int) -> str:
+    return ", ".join(map(str, lines)) + (", ..." if of > len(lines) else "")
 
 
 def main(arguments: list[str]) -> int:

@@ -144,6 +144,8 @@ def _text(row: dict[str, Any], key: str, *, optional: bool = False) -> str:
     value = row.get(key)
     if optional and value is None:
         return ""
+    if key not in row:
+        raise RowFault("missing_key", f"{key!r} is missing")
     if not isinstance(value, str):
         raise wrong_type(f"{key!r} must be a text", value)
     if not optional and not value.strip():

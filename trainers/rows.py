@@ -15,6 +15,7 @@ from trainers.specs.layouts import PLAIN_TEXT, Layout
 
 # What a cell of a table can only hold as JSON.
 _JSON_CELLS = ("messages", "conversations", "history", "tools", "input")
+_MESSAGE_CHARS = 500
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -54,9 +55,9 @@ class Rows:
                 try:
                     yield self._read(record, line=line)
                 except ValueError as error:
-                    yield RowError(line, str(error), reason_of(error))
+                    yield RowError(line, _shorten(str(error)), reason_of(error))
         except Unreadable as error:
-            yield RowError(error.line, str(error), error.code, ends_file=True)
+            yield RowError(error.line, _shorten(str(error)), error.code, ends_file=True)
             return
         if self.n_rows == 0:
             message = "the file holds no rows" if self.blank_lines else "the file is empty"
@@ -101,6 +102,11 @@ def count_rows(path: Path, layout: Layout) -> int:
         for _, record in read_records(path, layout):
             n_rows += record != b""
     return n_rows
+
+
+def _shorten(message: str) -> str:
+    """It may quote a key of any length."""
+    return message if len(message) <= _MESSAGE_CHARS else message[: _MESSAGE_CHARS - 1] + "…"
 
 
 def _decode(data: bytes) -> str:

@@ -48,6 +48,10 @@ class InputFile:
         used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
         return rows, islice(used, self.max_rows)
 
+    def passes_over(self, error: RowError) -> bool:
+        """Whether a row is to be left out: what its check has found is within what its owner tolerates."""
+        return self.layout.max_invalid_fraction > 0 and not error.ends_file
+
     def name_facts(self) -> dict[str, Any]:
         """What decides which rows are read: a part of the name of what is made of them."""
         part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
@@ -159,7 +163,7 @@ def report_compression(tokenizer: Any, rows_file: Path, *, events: Events) -> No
 
 def _texts(source: InputFile) -> Iterator[str]:
     for row in source.read()[1]:
-        if isinstance(row, RowError):
+        if isinstance(row, RowError) and not source.passes_over(row):
             raise DataError(f"line {row.line}: {row.message}")
         if isinstance(row, Document):
             yield row.text

@@ -117,12 +117,12 @@ def _fetch(
 
 
 def describe_errors(report: dict[str, Any]) -> str | None:
-    """The first thing wrong with a file and how much more there is; None when every row is good."""
-    if not report["errors"]:
+    """The first thing wrong with a file and how much more there is; None when it can be used."""
+    if report["accepted"]:
         return None
     first = report["errors"][0]
     where = f"Line {first['line']}: " if first.get("line") else ""
-    more = report["n_errors"] - 1
+    more = sum(report["reasons"].values()) - 1
     return f"{where}{first['message']}" + (f" ({more} more lines have errors)" if more else "")
 
 

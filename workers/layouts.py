@@ -9,6 +9,12 @@ def layout_of(file: File) -> Layout:
     """What its rows are contained in."""
     limit = WorkerSettings().unpacked_limit_bytes()
     try:
-        return Layout.of(file.filename, file.format, file.column_map, max_unpacked_bytes=limit)
+        return Layout.of(
+            file.filename,
+            file.format,
+            file.column_map,
+            max_invalid_fraction=file.max_invalid_fraction or 0.0,
+            max_unpacked_bytes=limit,
+        )
     except SpecError:  # files of older versions had any name, and JSON lines
         return Layout(max_unpacked_bytes=limit)

@@ -85,6 +85,7 @@ def test_the_same_rows_under_another_name_are_the_same_input(world: World, stage
         {"filename": "a.jsonl.gz"},
         {"format": "alpaca"},
         {"column_map": {"prompt": "q"}},
+        {"max_invalid_fraction": 0.1},
     ],
 )
 def test_the_same_bytes_read_in_another_way_are_other_rows(

@@ -168,7 +168,7 @@ def test_a_label_in_a_table_is_true_or_false(read) -> None:
         (b"prompt,completion\na,\xff\nb,\x00\n", [(2, "encoding"), (3, "encoding")]),
         (b"\xef\xbb\xbfprompt,completion\na,b\n", [(1, "encoding")]),
         ("prompt,completion\na,b\n".encode("utf-16"), [(1, "encoding")]),
-        (b'prompt,completion\n"' + b"x\n" * (9 << 20), [(8388609, "too_long")]),
+        (b'prompt,completion\n"' + (b"x" * (1 << 20) + b"\n") * 17, [(17, "too_long")]),
     ],
     ids=range(10),
 )

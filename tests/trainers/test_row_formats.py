@@ -110,7 +110,7 @@ def test_documents(write_jsonl) -> None:
         ({**PAIR, "response_rejected": " "}, "empty"),
         ({**PAIR, "history": [["only a question"]]}, "history[0] must be a question and its answer"),
         ({**PAIR, "history": "none"}, "'history' must be a list, not a text"),
-        ({"chosen": "A", "rejected": "B"}, "'prompt' must be a text"),
+        ({"chosen": "A", "rejected": "B"}, "'prompt' is missing"),
         ({"prompt": [{"role": "assistant", "content": "A"}], "chosen": "A", "rejected": "B"}, "the user's"),
         ({"conversations": TURNS, "chosen": "A", "rejected": "B"}, "the last message must be the user's"),
         ({"prompt": "Q", "chosen": CHAT, "rejected": "B"}, "'chosen' must be one assistant message"),

@@ -114,7 +114,7 @@ def test_errors_carry_their_line_and_blank_lines_count_as_lines(write_jsonl) -> 
         write_jsonl([GOOD, "", "  ", '{"broken', GOOD, {"prompt": "a", "completion": "b"}]), JSONL
     )
     assert [error["line"] for error in report["errors"]] == [4, 6]
-    assert (report["rows"], report["blank_lines"], report["n_errors"]) == (4, 2, 2)
+    assert (report["rows"], report["blank_lines"], report["rows_refused"]) == (4, 2, 2)
 
 
 def test_a_mistaken_first_row_does_not_decide_the_format(write_jsonl) -> None:
@@ -129,14 +129,14 @@ def test_a_file_without_rows_is_an_error(write_jsonl, rows, part) -> None:
     assert part in report["errors"][0]["message"]
 
 
-def test_the_report_holds_the_first_hundred_errors_and_counts_all(write_jsonl) -> None:
+def test_the_report_holds_the_first_hundred_errors_of_a_reason_and_counts_all(write_jsonl) -> None:
     report = check_file(write_jsonl(["{"] * 250), JSONL)
-    assert (len(report["errors"]), report["n_errors"]) == (100, 250)
+    assert (len(report["errors"]), report["reasons"]) == (100, {"not_json": 250})
 
 
 def test_a_line_too_long_is_skipped_and_the_next_is_read(write_jsonl) -> None:
     report = check_file(write_jsonl(["x" * (MAX_LINE_BYTES + 5), GOOD]), JSONL)
-    assert (report["n_errors"], report["errors"][0]["line"], report["format"]) == (1, 1, "messages")
+    assert (report["rows_refused"], report["errors"][0]["line"], report["format"]) == (1, 1, "messages")
 
 
 def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, tmp_path: Path) -> None:
@@ -164,4 +164,4 @@ def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, t
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["rows"], report["n_errors"]) == (2, 1)
+    assert (report["rows"], report["rows_refused"]) == (2, 1)

@@ -50,9 +50,10 @@ def test_the_names_of_the_files_tell_how_they_are_read(
 
 def test_what_the_owner_says_of_the_rows_goes_along(world: World):
     columns = {"question": "Frage"}
-    file = world.upload(filename="a.csv", format="question", column_map=columns)
-    layout = layout_of(file)
-    assert (layout.container, layout.format, layout.column_map) == ("csv", "question", columns)
+    said = {"format": "question", "column_map": columns, "max_invalid_fraction": 0.25}
+    layout = layout_of(world.upload(filename="a.csv", **said))
+    assert layout.container == "csv"
+    assert {name: getattr(layout, name) for name in said} == said
 
 
 def test_without_a_validation_file_there_is_none(world: World):
