@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from api.client import DEFAULT_HOME, ClientError, Refused
-from api.commands import chat, deployments, files, jobs, methods, models, pipelines
+from api.commands import chat, data, deployments, files, jobs, methods, models, pipelines
 from api.commands.output import errors, plain
 
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
+app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(pipelines.app, name="pipelines")
 app.add_typer(deployments.app, name="deployments")

@@ -102,6 +102,8 @@ def _describe_error(path: Path, file: dict[str, Any]) -> str:
 
 
 def _read_line(path: Path, number: int) -> str | None:
+    if not path.name.lower().endswith((".jsonl", ".json", ".csv", ".tsv", ".txt")):
+        return None  # not a text as it lies there
     with path.open("rb") as file:
         for index, line in enumerate(file, start=1):
             if index == number:

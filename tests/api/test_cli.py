@@ -166,9 +166,11 @@ def test_upload_sends_the_file_and_waits(peer: Peer, tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "completion": "b"}\n')
     peer.answers("POST /v1/files", FILE)
     peer.answers("GET /v1/files/file-1", FILE, FILE | {"status": "processed", "rows": 1})
-    result = run("files", "upload", str(path))
+    result = run("files", "upload", str(path), "--format", "prompt_completion", "--column", "prompt=Frage")
     assert result.exit_code == 0
     assert result.stdout == "file-1  train.jsonl  2.0 kB  1 rows\n"
+    for field in (b'name="format"\r\n\r\nprompt_completion', b'name="column_map"\r\n\r\n{"prompt": "Frage"}'):
+        assert field in peer.requests[0].body
     assert path.read_bytes() in peer.requests[0].body
     assert b'filename="train.jsonl"' in peer.requests[0].body
 
