@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
-from api import digests, intake, multipart, render
+from api import digests, intake, multipart, reading, render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, SettingsDep
 from api.errors import ApiError, hint
 from api.once import Once, OnceDep
+from api.report_schemas import FileReport
 from api.schemas import Deleted, FileList, FileObject, ImportFile, Purpose
 from api.sources import check_hub
 from db import blobs, files
@@ -27,7 +28,8 @@ router = APIRouter(prefix="/files", tags=["Files"])
 
 PURPOSES = get_args(Purpose)
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
-_FIELDS = ("purpose", _ANCHOR, _SECONDS)
+_FIELDS = ("purpose", _ANCHOR, _SECONDS, *reading.FIELDS)
+_REPORT_RETRY_S = "2"
 _BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
 _FORM: dict[str, Any] = {
     "requestBody": {
@@ -42,6 +44,7 @@ _FORM: dict[str, Any] = {
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
                         _ANCHOR: {"type": "string", "enum": ["created_at"]},
                         _SECONDS: {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                        **reading.PROPERTIES,
                     },
                 }
             }
@@ -88,6 +91,7 @@ async def put_file(
     background: BackgroundTasks,
     filename: Annotated[str, Query(min_length=1)],
     purpose: Purpose,
+    rows: Annotated[reading.Said, Depends()],
     anchor: Annotated[Literal["created_at"] | None, Query(alias=_ANCHOR)] = None,
     seconds: Annotated[int | None, Query(alias=_SECONDS, ge=3600, le=2_592_000)] = None,
     sha256: Annotated[
@@ -102,10 +106,13 @@ async def put_file(
 
     Where a digest is given, bytes that do not have it are not stored.
     """
+    filename = multipart.label(filename)
+    said = {name: value for name, value in rows.model_dump().items() if value is not None}
     wishes: dict[str, Any] = {
-        "filename": multipart.label(filename),
+        "filename": filename,
         "purpose": purpose,
         "expires_after_s": _read_expiry(anchor, None if seconds is None else str(seconds)),
+        **reading.read(said, filename=filename, purpose=purpose),
     }
     promised = [digest.lower() for digest in (sha256, digests.read(repr_digest or "")) if digest]
     with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
@@ -132,7 +139,7 @@ def _store(once: Once, writer: BlobWriter, *, org_id: str, wishes: dict[str, Any
 def _check(form: multipart.UploadForm) -> dict[str, Any]:
     """What the form asks for, as `files.create` takes it. Raises ApiError."""
     for name in form.fields:
-        if name not in _FIELDS:
+        if name not in _FIELDS and not reading.names_column(name):
             message = f"Unknown parameter: '{name}'.{hint(name, _FIELDS)}"
             raise ApiError(400, "unknown_parameter", message, param=name)
     for name, given in (("file", form.filename), ("purpose", form.fields.get("purpose"))):
@@ -146,7 +153,8 @@ def _check(form: multipart.UploadForm) -> dict[str, Any]:
         message = f"'{purpose}' is not one of {listed} - 'purpose'"
         raise ApiError(400, "invalid_value", message, param="purpose")
     expires_after_s = _read_expiry(form.fields.get(_ANCHOR), form.fields.get(_SECONDS))
-    return {"filename": form.filename, "purpose": purpose, "expires_after_s": expires_after_s}
+    wishes = {"filename": str(form.filename), "purpose": purpose, "expires_after_s": expires_after_s}
+    return wishes | reading.read(form.fields, filename=str(form.filename), purpose=purpose)
 
 
 def _refuse_empty(writer: BlobWriter) -> None:
@@ -214,6 +222,22 @@ def retrieve_file(file_id: str, caller: CallerDep, database: DatabaseDep) -> Fil
     """What is known of a file."""
     with database.read() as session:
         return render.file_object(files.get(session, file_id, org_id=caller.org_id))
+
+
+@router.get("/{file_id}/report", summary="Retrieve file report")
+def retrieve_report(file_id: str, caller: CallerDep, database: DatabaseDep) -> FileReport:
+    """What the check of a training file found: rows refused by line and reason, duplicates, scripts."""
+    with database.read() as session:
+        file = files.get(session, file_id, org_id=caller.org_id)
+        report = file.report
+    if file.status == "uploaded":
+        message = f"'{file_id}' is not checked yet."
+        headers = {"retry-after": _REPORT_RETRY_S}
+        raise ApiError(404, "report_not_ready", message, param="file_id", headers=headers)
+    if not report or "accepted" not in report:  # another purpose, a check that broke, an older version
+        message = f"There is no report of '{file_id}'."
+        raise ApiError(404, "no_report", message, param="file_id")
+    return FileReport.model_validate({"file_id": file_id} | report)
 
 
 @router.delete("/{file_id}", summary="Delete file")

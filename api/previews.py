@@ -1,5 +1,6 @@
 """/v1/files/ID/preview and /tokens: what a model and a method will see in a file. A worker looks."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from db.errors import Conflict
 from db.keys import Caller
 from db.models import Preview
 from db.session import Database
-from trainers.specs import SpecError, parse_method, write_method
+from trainers.specs import Layout, SpecError, parse_method, write_method
 from trainers.specs.methods import METHODS
 from workers.dispatch import ring
 
@@ -126,8 +127,14 @@ class _Question:
             model = registry.get_ready(session, self.asked.model, org_id=org_id)
         if not file.sha256:
             raise Conflict("file_not_ready", f"The bytes of '{file.id}' have not come.", param="file_id")
+        layout = Layout.of_stored(
+            file.filename,
+            format=file.format,
+            column_map=file.column_map,
+            max_invalid_fraction=file.max_invalid_fraction,
+        )
         wanted = {
-            "plain_text": file.filename.lower().endswith(".txt"),
+            "layout": dataclasses.asdict(layout),
             "method": self.asked.method,
             "hyperparameters": self.asked.hyperparameters,
             "rows": self.rows,

@@ -44,6 +44,9 @@ def file_object(file: File) -> FileObject:
             "status_details": file.status_details,
             "sha256": file.sha256,
             "rows": file.rows,
+            "format": file.format,
+            "column_map": file.column_map,
+            "max_invalid_fraction": file.max_invalid_fraction or 0.0,
             "source": file.source,
         }
     )

@@ -222,7 +222,10 @@ class FileObject(BaseModel):
     status: FileStatus = Field(description="`uploaded` until the rows are checked.")
     status_details: str | None = Field(description="The first thing that is wrong with the file.")
     sha256: str = Field(description="Empty until the bytes of an imported file have come.")
-    rows: int | None = Field(description="Rows of a checked training file.")
+    rows: int | None = Field(description="Rows of a checked training file that can be trained on.")
+    format: str | None = Field(description="The format of every row, where it was given.")
+    column_map: dict[str, str] | None = Field(description="The file's own names for keys of rows.")
+    max_invalid_fraction: float = Field(description="Part of the rows that may be wrong: they are left out.")
     source: str | None = Field(description="Where an imported file comes from.")
 
 

@@ -28,6 +28,9 @@ def create(
     filename: str,
     purpose: str,
     expires_after_s: int | None = None,
+    format: str | None = None,
+    column_map: dict[str, str] | None = None,
+    max_invalid_fraction: float | None = None,
 ) -> File:
     """Record a file with its synced bytes, and queue its check; only training files need one."""
     lock_digest(session, writer.sha256)
@@ -42,6 +45,9 @@ def create(
         bytes=writer.size_bytes,
         sha256=writer.sha256,
         status="uploaded" if checked else "processed",
+        format=format,
+        column_map=column_map,
+        max_invalid_fraction=max_invalid_fraction,
         created_at=now,
         expires_at=None if expires_after_s is None else int(now) + expires_after_s,
     )
@@ -89,6 +95,13 @@ def get(session: Session, file_id: str, *, org_id: str) -> File:
     if file is None:
         raise NotFound("file", file_id)
     return file
+
+
+def describe_reading(file: File) -> list[Any]:
+    """What decides, beside its bytes, which rows a file holds."""
+    name = file.filename.lower()
+    ending = name.removesuffix(".gz").rpartition(".")[2]
+    return [ending, name.endswith(".gz"), file.format, file.column_map, file.max_invalid_fraction]
 
 
 def list_page(
@@ -142,11 +155,11 @@ def delete(database: Database, file_id: str, *, org_id: str, blobs_dir: Path) ->
 
 
 def record_check(session: Session, file_id: str, *, report: dict[str, Any], error: str | None) -> None:
-    """Store what the check of a file found; `error` is the first thing wrong, None when all rows are good."""
+    """Store what the check of a file found; `error` is the first thing wrong, None when it can be used."""
     file = session.get(File, file_id, with_for_update=True, populate_existing=True)
     if file is None:
         return  # deleted while it was checked
-    file.rows = report.get("rows")
+    file.rows = report.get("rows_used", report.get("rows"))
     file.report = report
     file.status = "processed" if error is None else "error"
     file.status_details = error

@@ -99,7 +99,11 @@ class File(Owned, Base):
     status: Mapped[str]
     status_details: Mapped[str | None]
     rows: Mapped[int | None]
-    report: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # too long for lists
+    # What its owner says of its rows; the rest is told by its name.
+    format: Mapped[str | None]
+    column_map: Mapped[dict[str, Any] | None]
+    max_invalid_fraction: Mapped[float | None]  # of the rows, which are then left out
     source: Mapped[str | None]
     expires_at: Mapped[float | None]
     created_at: Mapped[float]

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import job_files
+from db.files import describe_reading
 from db.models import File, Job, Model, PipelineStage
 from db.new_jobs import NewJob
 from db.scope import scoped
@@ -81,6 +82,7 @@ def find_reader(session: Session, model: Model) -> str | None:
 def digest_inputs(session: Session, asked: NewJob | Job, *, model: Model, org_id: str) -> str | None:
     """A digest of all that decides what a job makes; None while some of it is not known."""
     digests: dict[str, str | None] = {"model": model.digest}
+    readings: list[list[Any] | None] = []
     spec = asked.spec
     for name, model_id in _models_named(asked).items():
         digests[name] = session.scalar(
@@ -88,12 +90,12 @@ def digest_inputs(session: Session, asked: NewJob | Job, *, model: Model, org_id
         )
         spec = set_parameter(spec, name, "")  # another id may have the same digest
     for param, file_id in job_files.list_named(asked):
-        digests[param] = session.scalar(
-            scoped(File, org_id).with_only_columns(File.sha256).where(File.id == file_id)
-        )
+        file = session.scalar(scoped(File, org_id).where(File.id == file_id))
+        digests[param] = file.sha256 if file else None
+        readings.append(describe_reading(file) if file else None)
     if not all(digests.values()):
         return None
-    inputs = [digests, asked.spec_version, spec["method"], asked.seed, asked.resources]
+    inputs = [digests, readings, asked.spec_version, spec["method"], asked.seed, asked.resources]
     mixture = job_files.mixture_of(asked)
     if mixture:
         inputs.append([part | {"file": ""} for part in mixture])

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from trainers.rows import RowError, Rows
-from trainers.specs import METHODS, parse_method
+from trainers.specs import METHODS, Layout, parse_method
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STAGES = yaml.safe_load((EXAMPLES / "pipeline.yaml").read_text())["stages"]
@@ -23,7 +23,7 @@ def test_a_stage_of_the_example_fits_its_files(stage: dict) -> None:
     parse_method({"type": kind, kind: {"hyperparameters": given}}, None)
     assert stage["model"] == "smollm2-135m-instruct" or stage["model"]["stage"] in names
     for key in ("training_file", "validation_file"):
-        rows = Rows(EXAMPLES / stage[key], plain_text=stage[key].endswith(".txt"))
+        rows = Rows(EXAMPLES / stage[key], Layout.of(stage[key]))
         found = list(rows)
         assert len(found) >= 4
         assert not [row for row in found if isinstance(row, RowError)]

@@ -10,9 +10,9 @@ from typing import Any
 from trainers.artifacts import digest_file
 from trainers.events import Events
 from trainers.exits import DataError
-from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.row_formats import AnyRow
 from trainers.rows import RowError, Rows, count_rows
-from trainers.specs import RunSpec
+from trainers.specs import Layout, RunSpec
 from trainers.specs.resolution import count_held_out
 
 
@@ -30,10 +30,10 @@ class Part:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, the format that the check of its rows found (None: to be found again), and how many to read."""
+    """A file, how it is to be read, and how many of its rows."""
 
     path: Path
-    format: str | None
+    layout: Layout
     max_rows: int | None = None
     part: Part | None = None
     # Which of several training files it is, from 0.
@@ -42,9 +42,13 @@ class InputFile:
 
     def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
         """The rows, and those of them that are to be used."""
-        rows = Rows(self.path, plain_text=self.format == PLAIN_TEXT)
+        rows = Rows(self.path, self.layout)
         used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
         return rows, islice(used, self.max_rows)
+
+    def passes_over(self, error: RowError) -> bool:
+        """Whether a row is to be left out: what its check has found is within what its owner tolerates."""
+        return self.layout.max_invalid_fraction > 0 and not error.ends_file
 
     def locate(self, line: int) -> str:
         """Where a line is, for messages to users."""
@@ -59,7 +63,12 @@ class InputFile:
                 "upload the file again"
             )
         part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
-        return {"content": content, "max_rows": self.max_rows, "part": part}
+        return {
+            "content": content,
+            "layout": self.layout.name_facts(),
+            "max_rows": self.max_rows,
+            "part": part,
+        }
 
 
 def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], list[InputFile]]:
@@ -68,16 +77,16 @@ def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], li
     if spec.mixture:
         # How many rows of a mixture are used is decided when it is mixed.
         train = [
-            InputFile(part.path, part.format, position=i, sha256=part.sha256)
+            InputFile(part.path, part.layout, position=i, sha256=part.sha256)
             for i, part in enumerate(spec.mixture)
         ]
     else:
         limit = settings.max_train_samples
-        train = [InputFile(spec.train_file, spec.train_format, limit, sha256=spec.train_sha256)]
+        train = [InputFile(spec.train_file, spec.train_layout, limit, sha256=spec.train_sha256)]
     if spec.validation_file:
         held_out = InputFile(
             spec.validation_file,
-            spec.validation_format,
+            spec.validation_layout,
             settings.max_eval_samples,
             sha256=spec.validation_sha256,
         )
@@ -90,7 +99,7 @@ def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], li
 
 def _hold_out(file: InputFile, *, spec: RunSpec, events: Events) -> tuple[InputFile, InputFile]:
     settings = spec.settings()
-    n_rows = count_rows(file.path)
+    n_rows = count_rows(file.path, file.layout)
     n_held_out = count_held_out(n_rows, settings)
     if n_held_out < 1 or (settings.validation_split or 0) >= n_rows:
         asked = "validation_split" if settings.validation_split else "validation_split_percentage"

@@ -4,15 +4,21 @@ import json
 from difflib import get_close_matches
 from typing import Any
 
+from trainers.faults import RowFault
+
 
 def load_json(text: str, what: str, *, hint: str = "") -> Any:
     """The value of a JSON text. Raises ValueError that names `what` and the place of the fault."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{what} is not JSON: {error.msg} at character {error.pos + 1}{hint}") from None
+        raise RowFault(
+            "not_json", f"{what} is not JSON: {error.msg} at character {error.pos + 1}{hint}"
+        ) from None
     except (RecursionError, ValueError):
-        raise ValueError(f"{what} is not JSON that can be read: too deep, or a number too long") from None
+        raise RowFault(
+            "not_json", f"{what} is not JSON that can be read: too deep, or a number too long"
+        ) from None
 
 
 def check_json(value: Any, where: str) -> None:
@@ -20,7 +26,9 @@ def check_json(value: Any, where: str) -> None:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (RecursionError, ValueError):
-        raise ValueError(f"{where}: NaN and Infinity are no JSON, nor is what is nested too deep") from None
+        raise RowFault(
+            "not_json", f"{where}: NaN and Infinity are no JSON, nor is what is nested too deep"
+        ) from None
     check_unicode(text, where)
 
 
@@ -29,7 +37,7 @@ def check_unicode(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape half of a surrogate pair; no tokenizer takes it
-        raise ValueError(f"{where}: the text holds half of a surrogate pair") from None
+        raise RowFault("encoding", f"{where}: the text holds half of a surrogate pair") from None
     return text
 
 
@@ -43,3 +51,8 @@ def type_name(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
+
+
+def wrong_type(what: str, value: Any) -> RowFault:
+    """The fault of a value that is of another type than `what` says, which null has a code of its own for."""
+    return RowFault("null_value" if value is None else "wrong_type", f"{what}, not {type_name(value)}")

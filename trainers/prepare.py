@@ -20,7 +20,7 @@ from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
 from trainers.inputs import InputFile, choose_inputs
 from trainers.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
-from trainers.row_formats import PLAIN_TEXT, AnyRow, RowKind
+from trainers.row_formats import AnyRow, RowKind
 from trainers.rows import RowError, Rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 from trainers.specs.mixture import Share
@@ -124,7 +124,6 @@ def encode_file(source: InputFile, tokenizer: Any, *, spec: RunSpec, events: Eve
     stops = spec.model_dir / "generation_config.json"
     key = name_entry(
         learns_from=METHODS[spec.method].learns_from,
-        format=source.format if source.format == PLAIN_TEXT else None,
         **source.name_facts(),
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         stops=digest_file(stops) if stops.is_file() else None,
@@ -190,7 +189,8 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
 
     with target.open("wb") as file:
         with pyarrow.ipc.new_stream(file, schema) as stream:
-            for batch in _batches(source, rows, used, method=method):
+            kept_rows = _leave_out(used, source=source, counts=counts)
+            for batch in _batches(source, rows, kept_rows, method=method):
                 for row in batch:
                     fingerprints.add(row)
                 write(stream, encoder.encode(batch))
@@ -202,13 +202,20 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
     return counts
 
 
-def _batches(
-    source: InputFile, rows: Rows, used: Iterator[AnyRow | RowError], *, method: str
-) -> Iterator[list[AnyRow]]:
+def _leave_out(used: Iterator[AnyRow | RowError], *, source: InputFile, counts: Counts) -> Iterator[AnyRow]:
+    """The rows that are trained on. The others are counted, where they may be left out, or a DataError."""
+    for row in used:
+        if not isinstance(row, RowError):
+            yield row
+        elif source.passes_over(row):
+            counts.refuse(row.line)
+        else:
+            raise DataError(f"{source.locate(row.line)}: {row.message}")
+
+
+def _batches(source: InputFile, rows: Rows, used: Iterator[AnyRow], *, method: str) -> Iterator[list[AnyRow]]:
     batch: list[AnyRow] = []
     for row in used:
-        if isinstance(row, RowError):
-            raise DataError(f"{source.locate(row.line)}: {row.message}")
         check_kind(rows.kind, method=method, where=source.locate(row.line))
         batch.append(row)
         if len(batch) == _BATCH_ROWS:
@@ -242,16 +249,28 @@ def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool
             level="warn",
             code="rows_truncated",
         )
+    if counts.refused:
+        events.message(
+            f"{counts.refused} rows are wrong and were left out, as max_invalid_fraction allows: "
+            f"lines {_list(counts.refused_lines, of=counts.refused)}",
+            level="warn",
+            code="rows_refused",
+            file=path.name,
+            rows=counts.refused,
+            lines=counts.refused_lines,
+        )
     if counts.dropped:
-        lines = ", ".join(map(str, counts.dropped_lines))
-        more = ", ..." if counts.dropped > len(counts.dropped_lines) else ""
         events.message(
             f"{counts.dropped} rows have no token to train on within max_length {limit} and were left out: "
-            f"lines {lines}{more}",
+            f"lines {_list(counts.dropped_lines, of=counts.dropped)}",
             level="warn",
             code="rows_dropped",
             lines=counts.dropped_lines,
         )
+
+
+def _list(lines: list[int], *, of: int) -> str:
+    return ", ".join(map(str, lines)) + (", ..." if of > len(lines) else "")
 
 
 def main(arguments: list[str]) -> int:

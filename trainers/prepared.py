@@ -11,6 +11,7 @@ from trainers.examples import Example
 ROWS_FILE = "rows.arrow"
 INFO_FILE = "info.json"
 _LISTED_LINES = 20
+_SUMMED = ("rows", "used", "dropped", "refused", "truncated", "blank_lines", "tokens", "trainable_tokens")
 
 
 @dataclass
@@ -21,11 +22,19 @@ class Counts:
     used: int = 0
     dropped: int = 0
     dropped_lines: list[int] = field(default_factory=list)  # the first of them
+    refused: int = 0  # rows that are wrong and may be left out
+    refused_lines: list[int] = field(default_factory=list)  # the first of them
     truncated: int = 0
     blank_lines: int = 0
     tokens: int = 0
     trainable_tokens: int = 0
     longest: int = 0  # tokens of the longest row before truncation
+
+    def refuse(self, line: int) -> None:
+        """Counts a row that is wrong and may be left out."""
+        self.refused += 1
+        if len(self.refused_lines) < _LISTED_LINES:
+            self.refused_lines.append(line)
 
     def add(self, example: Example) -> bool:
         """Counts an example; False when there is nothing in it to train on."""
@@ -60,7 +69,7 @@ def add_counts(parts: list[Counts]) -> Counts:
     """What became of the rows of several files together."""
     total = Counts()
     for part in parts:
-        for name in ("rows", "used", "dropped", "truncated", "blank_lines", "tokens", "trainable_tokens"):
+        for name in _SUMMED:
             setattr(total, name, getattr(total, name) + getattr(part, name))
         total.longest = max(total.longest, part.longest)
     return total

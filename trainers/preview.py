@@ -18,9 +18,9 @@ from trainers.events import Events
 from trainers.examples import Encoder, Example
 from trainers.exits import DataError
 from trainers.prepare import check_kind, make_encoder
-from trainers.row_formats import PLAIN_TEXT, AnyRow
+from trainers.row_formats import AnyRow
 from trainers.rows import RowError, Rows
-from trainers.specs import METHODS, RunSpec, SpecError, parse_method, resolve, write_method
+from trainers.specs import METHODS, Layout, RunSpec, SpecError, parse_method, resolve, write_method
 from trainers.specs.fields import Strict
 
 SHOWN_TOKENS = 4096  # of one text
@@ -36,7 +36,7 @@ class Request(Strict):
 
     model_dir: Path
     file: Path
-    plain_text: bool = False
+    layout: Layout = Layout()
     method: str = "supervised"
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     rows: Annotated[list[Line], Field(min_length=1, max_length=20)] | None = None  # the first three
@@ -60,7 +60,7 @@ class Sight:
 
     def read(self) -> Iterator[tuple[int, AnyRow | RowError]]:
         """(number, row) of each row; one that the method cannot learn from is an error."""
-        rows = Rows(self.request.file, plain_text=self.request.plain_text)
+        rows = Rows(self.request.file, self.request.layout)
         for row in rows:
             if not isinstance(row, RowError):
                 try:
@@ -99,10 +99,10 @@ def open_sight(request: Request, *, cache_dir: Path) -> Sight:
         model_dir=request.model_dir.absolute(),
         model_id="preview",
         train_file=request.file.absolute(),
-        train_format=PLAIN_TEXT if request.plain_text else None,
+        train_layout=request.layout,
         cache_dir=cache_dir.absolute(),
     )
-    source = InputFile(spec.train_file, spec.train_format)
+    source = InputFile(spec.train_file, spec.train_layout)
     try:
         tokenizer = obtain_tokenizer([source], spec=spec, events=Events(None))
     except OSError as error:

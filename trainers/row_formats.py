@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from trainers.json_values import check_unicode, nearest, type_name
+from trainers.faults import RowFault
+from trainers.json_values import check_unicode, nearest, wrong_type
 from trainers.messages import Message, check_conversation, check_messages, check_prompt, from_sharegpt
+from trainers.specs.layouts import PLAIN_TEXT
 from trainers.tool_calls import Tool, check_tools
 
 # What a row is to a method: something said, two answers of which one was preferred, one answer found good or
@@ -103,13 +105,15 @@ def detect_format(row: dict[str, Any]) -> str:
             return name
     for key in row:
         if key in UNSUPPORTED:
-            raise ValueError(f"{key!r}: {UNSUPPORTED[key]}")
+            raise RowFault("unsupported_key", f"{key!r}: {UNSUPPORTED[key]}")
     required = [key for known in FORMATS.values() for key in known.required]
     for key in row:
         near = nearest(key, required)
         if near:
-            raise ValueError(f"unknown key {key!r}; did you mean {near!r}?")
-    raise ValueError(f"unknown row; expected {', '.join(known.looks for known in FORMATS.values())}")
+            raise RowFault("unknown_key", f"unknown key {key!r}; did you mean {near!r}?")
+    raise RowFault(
+        "unknown_format", f"unknown row; expected {', '.join(known.looks for known in FORMATS.values())}"
+    )
 
 
 def read_row(row: dict[str, Any], name: str, *, line: int) -> AnyRow:
@@ -126,31 +130,33 @@ def _check_keys(row: dict[str, Any], known: Format) -> None:
         if key in names:
             continue
         if key in UNSUPPORTED and value:
-            raise ValueError(f"{key!r}: {UNSUPPORTED[key]}")
+            raise RowFault("unsupported_key", f"{key!r}: {UNSUPPORTED[key]}")
         near = nearest(key, [name for name in names if name not in row])
         if near:
-            raise ValueError(f"unknown key {key!r}; did you mean {near!r}?")
+            raise RowFault("unknown_key", f"unknown key {key!r}; did you mean {near!r}?")
     for key in known.required:
         if key not in row:
             near = get_close_matches(key, [name for name in row if name not in names], n=1)
-            raise ValueError(f"{key!r} is missing" + (f"; is it {near[0]!r}?" if near else ""))
+            raise RowFault("missing_key", f"{key!r} is missing" + (f"; is it {near[0]!r}?" if near else ""))
 
 
 def _text(row: dict[str, Any], key: str, *, optional: bool = False) -> str:
     value = row.get(key)
     if optional and value is None:
         return ""
+    if key not in row:
+        raise RowFault("missing_key", f"{key!r} is missing")
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a text, not {type_name(value)}")
+        raise wrong_type(f"{key!r} must be a text", value)
     if not optional and not value.strip():
-        raise ValueError(f"{key!r} is empty")
+        raise RowFault("empty_value", f"{key!r} is empty")
     return check_unicode(value, key)
 
 
 def _tools(row: dict[str, Any], where: str = "tools") -> list[Tool]:
     parallel = row.get("parallel_tool_calls")  # a setting of OpenAI's API, without a bearing on training
     if not isinstance(parallel, bool | None):
-        raise ValueError(f"'parallel_tool_calls' must be true or false, not {type_name(parallel)}")
+        raise wrong_type("'parallel_tool_calls' must be true or false", parallel)
     return check_tools(row.get("tools"), where)
 
 
@@ -195,10 +201,10 @@ def _asked(row: dict[str, Any]) -> list[Message]:
     messages: list[Any] = []
     history = row.get("history") or []
     if not isinstance(history, list):
-        raise ValueError(f"'history' must be a list, not {type_name(history)}")
+        raise wrong_type("'history' must be a list", history)
     for i, turn in enumerate(history):
         if not isinstance(turn, list) or len(turn) != 2:
-            raise ValueError(f"history[{i}] must be a question and its answer")
+            raise RowFault("wrong_type", f"history[{i}] must be a question and its answer")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     messages.append({"role": "user", "content": _text(row, "question")})
     return check_prompt(_with_system(row, messages), "history")
@@ -220,7 +226,7 @@ def _chosen_rejected(row: dict[str, Any], line: int) -> Pair:
 def _openai_preference(row: dict[str, Any], line: int) -> Pair:
     given = row["input"]
     if not isinstance(given, dict) or "messages" not in given:
-        raise ValueError("'input' must be an object with 'messages'")
+        raise RowFault("wrong_type", "'input' must be an object with 'messages'")
     prompt = check_prompt(given["messages"], "input.messages")
     answers = _answers(row, "preferred_output", "non_preferred_output")
     return Pair(line, prompt, *answers, _tools(given, "input.tools"))
@@ -244,7 +250,9 @@ def _is_unlabelled(row: dict[str, Any]) -> bool:
 def _answers(row: dict[str, Any], chosen: str, rejected: str) -> tuple[Message, Message]:
     answers = _answer(row, chosen), _answer(row, rejected)
     if answers[0] == answers[1]:
-        raise ValueError(f"{chosen!r} and {rejected!r} are the same: there is nothing to prefer")
+        raise RowFault(
+            "same_answers", f"{chosen!r} and {rejected!r} are the same: there is nothing to prefer"
+        )
     return answers
 
 
@@ -254,7 +262,7 @@ def _answer(row: dict[str, Any], key: str) -> Message:
         return {"role": "assistant", "content": _text(row, key)}
     messages = check_messages(value, key)
     if [message["role"] for message in messages] != ["assistant"]:
-        raise ValueError(f"{key!r} must be one assistant message")
+        raise RowFault("wrong_type", f"{key!r} must be one assistant message")
     return messages[0]
 
 
@@ -355,7 +363,6 @@ FORMATS: dict[str, Format] = {
     "prompt": Format("prompt", '{"prompt"}', ("prompt",), ("system", "system_prompt", *_TOOLS), _prompt),
     "text": Format("document", '{"text"}', ("text",), (), _document),
 }
-PLAIN_TEXT = "plain_text"  # not JSON at all: a line is a document
 
 
 def kind_of(name: str) -> RowKind:

@@ -1,124 +1,153 @@
-"""Training files, read line by line in bounded memory: JSON rows in any known format, or plain text."""
+"""Training files, read row by row in bounded memory: rows in any known format, or plain text."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from trainers.containers import Record, read_records
+from trainers.faults import Reason, RowFault, Unreadable, reason_of
 from trainers.json_values import load_json
-from trainers.row_formats import (
-    FORMATS,
-    PLAIN_TEXT,
-    AnyRow,
-    Document,
-    RowKind,
-    detect_format,
-    kind_of,
-    read_row,
-)
+from trainers.row_formats import FORMATS, AnyRow, Document, RowKind, detect_format, kind_of, read_row
+from trainers.specs.layouts import PLAIN_TEXT, Layout
 
-MAX_LINE_BYTES = 16 << 20
+# What a cell of a table can only hold as JSON.
+_JSON_CELLS = ("messages", "conversations", "history", "tools", "input")
+_MESSAGE_CHARS = 500
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 @dataclass(frozen=True)
 class RowError:
-    """What is wrong with a line, counted from 1."""
+    """What is wrong with a line, counted from 1, or with the file from there on."""
 
     line: int
     message: str
+    code: Reason = "invalid_value"
+    ends_file: bool = False  # no row: the rest of the file was not read
 
 
 class Rows:
     """Reads a file row by row: each item is a row or the RowError of that line.
 
-    With `plain_text` each line is a document. Otherwise the first valid row decides the format of the file.
-    Counts are complete once the iteration has ended.
+    Each line of a .txt file is a document. Otherwise the layout's format is that of every row, or else the
+    first valid row decides it. Counts are complete once the iteration has ended.
     """
 
-    def __init__(self, path: Path, *, plain_text: bool = False):
+    def __init__(self, path: Path, layout: Layout):
         self._path = path
-        self.format: str | None = PLAIN_TEXT if plain_text else None
-        self.n_rows = 0  # lines that hold something, valid or not
+        self._layout = layout
+        self.format: str | None = PLAIN_TEXT if layout.container == "txt" else layout.format
+        self.n_rows = 0  # rows that hold something, valid or not
         self.blank_lines = 0
+        self.record: Record = b""  # what the last item was read from
 
     def __iter__(self) -> Iterator[AnyRow | RowError]:
-        with self._path.open("rb") as file:
-            for line, data in _split_lines(file):
-                if data is not None and not data.strip():
+        try:
+            for line, record in read_records(self._path, self._layout):
+                if record == b"":
                     self.blank_lines += 1
                     continue
                 self.n_rows += 1
+                self.record = record
                 try:
-                    yield self._read(data, line=line)
+                    yield self._read(record, line=line)
                 except ValueError as error:
-                    yield RowError(line, str(error))
-                    if line == 1 and data is not None and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                        return  # UTF-16: every further line would repeat the complaint
+                    yield RowError(line, _shorten(str(error)), reason_of(error))
+        except Unreadable as error:
+            yield RowError(error.line, _shorten(str(error)), error.code, ends_file=True)
+            return
         if self.n_rows == 0:
-            yield RowError(1, "the file holds no rows" if self.blank_lines else "the file is empty")
+            message = "the file holds no rows" if self.blank_lines else "the file is empty"
+            yield RowError(1, message, "empty_file", ends_file=True)
 
     @property
     def kind(self) -> RowKind | None:
         """What the rows are to a method; None before the first valid one."""
         return kind_of(self.format) if self.format else None
 
-    def _read(self, data: bytes | None, *, line: int) -> AnyRow:
-        text = _decode_line(data, first=line == 1)
+    def _read(self, record: Record, *, line: int) -> AnyRow:
+        if isinstance(record, RowFault):
+            raise record
         if self.format == PLAIN_TEXT:
-            return Document(line, text.rstrip("\r\n"))
-        row = _parse_line(text, first=line == 1)
+            assert isinstance(record, bytes)
+            return Document(line, _decode(record).rstrip("\r\n"))
+        row = _parse(_decode(record), first=line == 1) if isinstance(record, bytes) else record
+        if self._layout.column_map:
+            row = _rename(row, self._layout.column_map)
+        if self._layout.container in ("csv", "tsv"):
+            row = _read_cells(row)
+        name = self._layout.format or self._detect(row)
+        read = read_row(row, name, line=line)
+        self.format = name
+        return read
+
+    def _detect(self, row: dict[str, Any]) -> str:
         # Among conversations, one that ends with a question is a fault and no prompt.
         name = "messages" if self.format == "messages" and "messages" in row else detect_format(row)
         if self.format and {name, self.format} == {"messages", "prompt_messages"}:
             name = self.format  # the first row has said whether answers are wanted
         if self.format and name != self.format:
-            raise ValueError(
-                f"this row is {FORMATS[name].looks}, but the rows before it are {FORMATS[self.format].looks}"
-            )
-        read = read_row(row, name, line=line)
-        self.format = name
-        return read
+            looks, wanted = FORMATS[name].looks, FORMATS[self.format].looks
+            raise RowFault("mixed_format", f"this row is {looks}, but the rows before it are {wanted}")
+        return name
 
 
-def count_rows(path: Path) -> int:
+def count_rows(path: Path, layout: Layout) -> int:
     """How many rows a file holds, valid or not."""
-    with path.open("rb") as file:
-        return sum(data is None or bool(data.strip()) for _, data in _split_lines(file))
+    n_rows = 0
+    with contextlib.suppress(Unreadable):  # told to whoever reads the rows
+        for _, record in read_records(path, layout):
+            n_rows += record != b""
+    return n_rows
 
 
-def _split_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """(1-based number, bytes) of each line; None for one that is too long to be held in memory."""
-    line = 0
-    while data := file.readline(MAX_LINE_BYTES + 1):
-        line += 1
-        if len(data) <= MAX_LINE_BYTES:
-            yield line, data
-            continue
-        while data and not data.endswith(b"\n"):
-            data = file.readline(MAX_LINE_BYTES)
-        yield line, None
+def _shorten(message: str) -> str:
+    """It may quote a key of any length."""
+    return message if len(message) <= _MESSAGE_CHARS else message[: _MESSAGE_CHARS - 1] + "…"
 
 
-def _decode_line(data: bytes | None, *, first: bool) -> str:
-    if data is None:
-        raise ValueError(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
-    if first and data.startswith(b"\xef\xbb\xbf"):
-        raise ValueError("the file starts with a byte order mark; save it as UTF-8 without one")
-    if first and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError("the file is UTF-16; save it as UTF-8")
+def _decode(data: bytes) -> str:
     if b"\0" in data:
-        raise ValueError("the line holds a NUL byte")
+        raise RowFault("encoding", "the line holds a NUL byte")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8 (byte {error.start + 1})") from None
+        raise RowFault("encoding", f"the line is not UTF-8 (byte {error.start + 1})") from None
 
 
-def _parse_line(text: str, *, first: bool) -> dict[str, Any]:
+def _parse(text: str, *, first: bool) -> dict[str, Any]:
     hint = "; JSONL has one whole object a line" if first and text.lstrip()[:1] in ("[", "{") else ""
     row = load_json(text, "the line", hint=hint)
     if isinstance(row, list):
-        raise ValueError("the line is a JSON array; JSONL has one object a line")
+        raise RowFault("not_json", "the line is a JSON array; JSONL has one object a line")
     if not isinstance(row, dict):
-        raise ValueError("the line is not a JSON object")
+        raise RowFault("not_json", "the line is not a JSON object")
     return row
+
+
+def _rename(row: dict[str, Any], column_map: dict[str, str]) -> dict[str, Any]:
+    """The row under our names; what it had under them otherwise is left out, as its owner has said."""
+    for key, column in column_map.items():
+        if column not in row:
+            near = get_close_matches(column, list(row), n=1)
+            hint = f"; is it {near[0]!r}?" if near else ""
+            raise RowFault("missing_key", f"{column!r}, which column_map has for {key!r}, is missing{hint}")
+    kept = {k: v for k, v in row.items() if k not in column_map and k not in column_map.values()}
+    return kept | {key: row[column] for key, column in column_map.items()}
+
+
+def _read_cells(row: dict[str, str]) -> dict[str, Any]:
+    """The cells of a table's row as JSON would have them: an empty one of these keys is none at all."""
+    read: dict[str, Any] = dict(row)
+    for key in _JSON_CELLS:
+        cell = row.get(key, "").strip()
+        if key in row and not cell:
+            del read[key]
+        elif cell.startswith(("[", "{")) and (key != "input" or "instruction" not in row):
+            read[key] = load_json(cell, f"{key!r}")
+    if "label" in row:
+        read["label"] = _BOOLEANS.get(row["label"].strip().lower(), row["label"])
+    return read

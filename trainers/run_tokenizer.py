@@ -69,7 +69,7 @@ def _give_template(tokenizer: Any, name: str, *, cache_dir: Path) -> Path:
 
 def _extend(tokenizer: Any, train: list[InputFile], *, count: int, cache_dir: Path, events: Events) -> Path:
     key = name_entry(
-        files=[[file.name_facts(), file.format] for file in train],
+        files=[file.name_facts() for file in train],
         tokenizer=digest_tokenizer(Path(tokenizer.name_or_path)),
         new_tokens=count,
     )
@@ -120,7 +120,7 @@ def report_compression(tokenizer: Any, rows_file: Path, *, events: Events) -> No
 
 def _texts(source: InputFile) -> Iterator[str]:
     for row in source.read()[1]:
-        if isinstance(row, RowError):
+        if isinstance(row, RowError) and not source.passes_over(row):
             raise DataError(f"{source.locate(row.line)}: {row.message}")
         if isinstance(row, Document):
             yield row.text

@@ -48,7 +48,7 @@ def measure(sight: Sight) -> dict[str, Any]:
     anything is cut. All else is counted as a job counts what it prepares: examples, which are blocks of
     documents and single answers of kto. What is refused would end a job.
     """
-    n_rows = count_rows(sight.request.file)
+    n_rows = count_rows(sight.request.file, sight.request.layout)
     sampled = n_rows > MAX_ROWS
     chosen = set(random.Random(_SEED).sample(range(1, n_rows + 1), MAX_ROWS)) if sampled else None  # noqa: S311
     measured = _Measured()

@@ -1,6 +1,8 @@
 """Checks training files row by row, in a process of its own, after fetching those that are not here yet."""
 
 import contextlib
+import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from db.session import Database
 from db.settings import DatabaseSettings
 from db.tasks import Lease
 from workers import children, dispatch, hub, leases, processes
+from workers.layouts import layout_of
 from workers.leases import Heartbeat
 from workers.settings import WorkerSettings
 
@@ -70,9 +73,10 @@ def _fetch_and_check(
         blobs.verify(blob, sha256=sha256, each_gib=lambda: heartbeat.beat(lambda _: None))
     except Corrupt as error:
         return partial(_record, report={}, error=str(error))
-    argv = processes.module_command("trainers.validate", str(blob), "--report", str(report_path))
-    if file.filename.lower().endswith(".txt"):
-        argv.append("--plain-text")
+    layout = json.dumps(dataclasses.asdict(layout_of(file)))
+    argv = processes.module_command(
+        "trainers.validate", str(blob), "--layout", layout, "--report", str(report_path)
+    )
     report = children.run_for_report(
         argv,
         report_path=report_path,
@@ -117,12 +121,12 @@ def _fetch(
 
 
 def describe_errors(report: dict[str, Any]) -> str | None:
-    """The first thing wrong with a file and how much more there is; None when every row is good."""
-    if not report["errors"]:
+    """The first thing wrong with a file and how much more there is; None when it can be used."""
+    if report["accepted"]:
         return None
     first = report["errors"][0]
     where = f"Line {first['line']}: " if first.get("line") else ""
-    more = report["n_errors"] - 1
+    more = sum(report["reasons"].values()) - 1
     return f"{where}{first['message']}" + (f" ({more} more lines have errors)" if more else "")
 
 

@@ -70,7 +70,9 @@ def _describe(session: Session, preview: Preview) -> dict[str, Any] | None:
     path = blobs.path_of(DatabaseSettings().blobs_dir, preview.org_id, preview.sha256)
     if model is None or model.deleted_at is not None or not path.is_file():
         return None
-    return {"model_dir": str(model.path), "file": str(path), **preview.request["asked"]}
+    asked = preview.request["asked"]
+    layout = asked["layout"] | {"max_unpacked_bytes": WorkerSettings().unpacked_limit_bytes()}
+    return {"model_dir": str(model.path), "file": str(path), **asked, "layout": layout}
 
 
 def _forget(session: Session, lease: Lease) -> None:

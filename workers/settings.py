@@ -37,7 +37,14 @@ class WorkerSettings(BaseSettings):
     )
     hub: bool = Field(default=False, description="Whether imports may download from a hub.")
     max_upload_bytes: int = Field(default=512 << 20, ge=1, description="Largest file that may be imported.")
+    max_unpacked_bytes: int | None = Field(
+        default=None, ge=1, description="What a compressed file may unpack to; eight times the largest file."
+    )
     import_dirs: str = Field(default="", description="Folders, separated by `:`, that imports may read from.")
+
+    def unpacked_limit_bytes(self) -> int:
+        """What a compressed file may unpack to."""
+        return self.max_unpacked_bytes or 8 * self.max_upload_bytes
 
     def devices(self) -> tuple[list[str], bool]:
         """The node's devices, and whether they are CPU slots rather than GPUs."""

@@ -18,6 +18,7 @@ from db.settings import DatabaseSettings
 from db.tasks import Lease
 from trainers import specs
 from workers import leases, processes, results, shutdown
+from workers.layouts import layout_of
 from workers.progress import EventCopier
 from workers.settings import WorkerSettings
 
@@ -176,14 +177,14 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         **named,
         train_file=path_of(train),
         train_sha256=train.sha256,
-        train_format=_format_of(train),
+        train_layout=layout_of(train),
         mixture=[
-            specs.MixedFile(path=path_of(file), sha256=file.sha256, format=_format_of(file), **share)
+            specs.MixedFile(path=path_of(file), sha256=file.sha256, layout=layout_of(file), **share)
             for file, share in _list_mixed(session, job)
         ],
         validation_file=path_of(validation) if validation else None,
         validation_sha256=validation.sha256 if validation else "",
-        validation_format=_format_of(validation) if validation else None,
+        validation_layout=layout_of(validation) if validation else specs.Layout(),
         cache_dir=paths.cache_dir,
         resume_roots=[run_dir_of(job.id, token) / "checkpoints" for token in earlier],
     )
@@ -220,8 +221,3 @@ def _list_mixed(session: Session, job: Job) -> list[tuple[File, dict[str, Any]]]
         (session.get_one(File, part["file"]), {k: v for k, v in part.items() if k != "file"})
         for part in job_files.mixture_of(job)
     ]
-
-
-def _format_of(file: File) -> str | None:
-    """How the rows are written, which plain text cannot tell by itself; None of files checked long ago."""
-    return (file.report or {}).get("format")

@@ -1,6 +1,7 @@
 """`residency files`: upload training data and list what is there."""
 
 import hashlib
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,11 @@ from api.commands.output import AsJson, errors, format_bytes, format_time, out, 
 app = typer.Typer(no_args_is_help=True, help="Upload and list files.")
 _LINE_SHOWN_MAX = 300
 _CHUNK_BYTES = 1 << 20
+RowFormat = Annotated[str | None, typer.Option(help="The format of every row; otherwise its keys tell.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=COLUMN", help="The file's own column for a key; may be given several times."),
+]
 
 
 @app.command()
@@ -22,11 +28,14 @@ def upload(
     path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     *,
     purpose: str = "fine-tune",
+    format: RowFormat = None,
+    column: Columns = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a file and wait until its rows are checked."""
     client = connect()
-    uploaded = send_file(client, path, purpose=purpose)
+    wishes = {"format": format, "column_map": json.dumps(read_columns(column)) if column else None}
+    uploaded = send_file(client, path, purpose=purpose, **wishes)
     with errors.status(f"Checking {path.name}"):
         file = poll(
             lambda: client.get(locate("files", uploaded["id"])),
@@ -65,7 +74,18 @@ def list_files(*, purpose: str | None = None, as_json: AsJson = False) -> None:
     )
 
 
-def send_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> dict[str, Any]:
+def read_columns(given: list[str] | None) -> dict[str, str]:
+    """`KEY=COLUMN` as a column map."""
+    pairs = [text.partition("=") for text in given or []]
+    for key, sign, column in pairs:
+        if not (key and sign and column):
+            raise ClientError(f"'{key}{sign}{column}' is not KEY=COLUMN.")
+    return {key: column for key, _, column in pairs}
+
+
+def send_file(
+    client: Client, path: Path, *, purpose: str = "fine-tune", **wishes: str | None
+) -> dict[str, Any]:
     """Upload a file, showing how far it is; the file object. The server stores only what has its digest."""
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -81,6 +101,7 @@ def send_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> dict
             filename=path.name,
             purpose=purpose,
             sha256=sha256,
+            **{name: wish for name, wish in wishes.items() if wish is not None},
         )
 
 
@@ -93,6 +114,8 @@ def _describe_error(path: Path, file: dict[str, Any]) -> str:
 
 
 def _read_line(path: Path, number: int) -> str | None:
+    if not path.name.lower().endswith((".jsonl", ".json", ".csv", ".tsv", ".txt")):
+        return None  # not a text as it lies there
     with path.open("rb") as file:
         for index, line in enumerate(file, start=1):
             if index == number:

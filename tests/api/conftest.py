@@ -112,13 +112,20 @@ class World:
             self.check_file(file.id, kind=kind)
         return file.id
 
-    def check_file(self, file_id: str, *, error: str | None = None, kind: str = "conversation") -> None:
+    def check_file(
+        self,
+        file_id: str,
+        *,
+        error: str | None = None,
+        kind: str = "conversation",
+        report: dict[str, Any] | None = None,
+    ) -> None:
         """What a worker does with a training file."""
         lease = self.claim("cpu")
         assert (lease.kind, lease.subject_id) == ("validate", file_id)
         with tasks.fenced(self.database, lease) as session:
             tasks.finish(session, lease, outcome="done")
-            files.record_check(session, file_id, report={"rows": 1, "kind": kind}, error=error)
+            files.record_check(session, file_id, report=report or {"rows": 1, "kind": kind}, error=error)
             jobs.files_checked(session, file_id)
 
     def start(self, job_id: str, *, resolved: dict[str, Any] | None = None) -> Lease:

@@ -120,7 +120,7 @@ def test_the_spec_is_a_request_for_the_same_job(client, world, job_id):
     spec = answer.json()
     file = client.get(f"/v1/files/{job['training_file']}").json()
     assert spec == {
-        "spec_version": 1,
+        "spec_version": 2,
         "job_id": job_id,
         "model": "org/base",
         "model_digest": "d1",

@@ -168,14 +168,19 @@ def test_upload_sends_the_file_and_waits(peer: Peer, tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "completion": "b"}\n')
     peer.answers("PUT /v1/files", FILE)
     peer.answers("GET /v1/files/file-1", FILE, FILE | {"status": "processed", "rows": 1})
-    result = run("files", "upload", str(path))
+    result = run("files", "upload", str(path), "--format", "prompt_completion", "--column", "prompt=Frage")
     assert result.exit_code == 0
     assert result.stdout == "file-1  train.jsonl  2.0 kB  1 rows\n"
     sent = peer.requests[0]
     assert sent.body == path.read_bytes()
     query = dict(parse_qsl(urlsplit(sent.path).query))
-    digest = hashlib.sha256(sent.body).hexdigest()
-    assert query == {"filename": "train.jsonl", "purpose": "fine-tune", "sha256": digest}
+    assert query == {
+        "filename": "train.jsonl",
+        "purpose": "fine-tune",
+        "sha256": hashlib.sha256(sent.body).hexdigest(),
+        "format": "prompt_completion",
+        "column_map": '{"prompt": "Frage"}',
+    }
 
 
 def test_upload_shows_the_line_at_fault(peer: Peer, tmp_path: Path) -> None:

@@ -69,3 +69,84 @@ def test_base64_only_when_asked_for(client, world, settings, size):
     assert client.get(f"{path}?encoding=hex").json()["error"]["param"] == "encoding"
     assert client.get(f"/v1/files?purpose={files.RESULTS_PURPOSE}").json()["data"][0]["id"] == made.id
     assert upload(client, purpose=files.RESULTS_PURPOSE).status_code == 400
+
+
+def upload_rows(client, name="rows.csv", **fields):
+    return client.post("/v1/files", data={"purpose": "fine-tune"} | fields, files={"file": (name, b"a,b\n")})
+
+
+def test_what_is_said_of_the_rows_is_echoed(client):
+    made = upload_rows(client, format="question", column_map='{"question": "Frage"}').json()
+    assert (made["format"], made["column_map"]) == ("question", {"question": "Frage"})
+    assert client.get(f"/v1/files/{made['id']}").json() == made
+    bare = upload_rows(client).json()
+    assert (bare["format"], bare["column_map"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "part"),
+    [
+        ({"format": "alpacca"}, "format", "did you mean 'alpaca'"),
+        ({"column_map": '{"qestion": "Frage"}'}, "column_map", "did you mean 'question'"),
+        ({"column_map": "question"}, "column_map", "must be an object"),
+        ({"column_map": '{"question": 1}'}, "column_map", "must be an object"),
+        ({"column_map": "[" * 60_000}, "column_map", "must be an object"),
+        ({"column_map[question]": "a", "column_map[system]": "a"}, "column_map", "same column"),
+        ({"format": "alpaca", "purpose": "batch"}, "format", "'fine-tune' only"),
+        ({"name": "rows.txt", "format": "alpaca"}, "format", "plain_text"),
+    ],
+)
+def test_what_cannot_be_said_of_rows(client, fields, param, part):
+    answer = upload_rows(client, **fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert part in error["message"]
+    assert client.get("/v1/files").json()["data"] == []
+
+
+REPORT = {
+    "rows": 3,
+    "rows_used": 2,
+    "rows_refused": 1,
+    "blank_lines": 0,
+    "format": "messages",
+    "kind": "conversation",
+    "whole": True,
+    "max_invalid_fraction": 0.5,
+    "accepted": True,
+    "reasons": {"not_json": 1},
+    "errors": [{"line": 2, "code": "not_json", "message": "the line is not JSON"}],
+    "notices": {"empty_turn": {"count": 1, "lines": [3]}},
+    "duplicates": {"count": 1, "first": [{"line": 3, "same_as": 1}]},
+    "sample": {
+        "rows": 2,
+        "near_duplicates": {"count": 1, "first": [{"line": 3, "near": 1, "similarity": 0.9}]},
+        "scripts": {"Latin": 1.0},
+    },
+}
+
+
+def test_the_report_of_a_file_is_there_once_it_is_checked(client, world):
+    file_id = upload_rows(client, max_invalid_fraction="0.5").json()["id"]
+    early = client.get(f"/v1/files/{file_id}/report")
+    assert (early.status_code, early.json()["error"]["code"]) == (404, "report_not_ready")
+    assert int(early.headers["retry-after"]) > 0
+    world.check_file(file_id, report=REPORT)
+    answer = client.get(f"/v1/files/{file_id}/report")
+    assert answer.json() == {"object": "file.report", "file_id": file_id} | REPORT
+    file = client.get(f"/v1/files/{file_id}").json()
+    assert (file["status"], file["rows"], file["max_invalid_fraction"]) == ("processed", 2, 0.5)
+
+
+def test_files_without_a_check_of_their_own_have_no_report(client, world):
+    broken = upload_rows(client).json()["id"]
+    world.check_file(broken, error="The file could not be checked.", report={"rows": 1})
+    for file_id in (broken, upload(client).json()["id"]):
+        answer = client.get(f"/v1/files/{file_id}/report")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_report")
+
+
+@pytest.mark.parametrize("fraction", ["1", "-0.1", "a", "", "nan", "1e-3", "0.\u0665"])
+def test_impossible_tolerances(client, fraction):
+    answer = upload_rows(client, max_invalid_fraction=fraction)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_invalid_fraction")

@@ -87,6 +87,7 @@ def test_any_cut_of_the_stream_gives_the_same_file(client, size):
             "invalid_value",
             "expires_after[anchor]",
         ),
+        (form(("purpose", None, b"fine-tune"), ("file", "a.pdf", b"x")), "unsupported_file_type", "file"),
         (form(("file", "a", b"x"), ("file", "b", b"y")), "invalid_form", "file"),
         (form(("other", "a", b"x")), "unknown_parameter", "other"),
         (form(*[("purpose", None, b"batch")] * 30), "invalid_form", None),

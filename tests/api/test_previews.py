@@ -1,5 +1,6 @@
 """Previews and token statistics over HTTP: asked once, answered by a worker, one tenant's only."""
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,7 @@ from db.models import Preview, Task
 from db.sources import HubSource
 from tests.api.conftest import ORG, OTHER_ORG
 from tests.stack import wait_for
+from trainers.specs import Layout
 
 ROW = {
     "row": 1,
@@ -100,7 +102,7 @@ def test_the_first_waits_and_the_second_is_answered_at_once(remote, world, model
         waits = Task.kind == "preview"
         wait_for(lambda: count(world, Task, waits), within_s=10, what="the question", every_s=0.01)
         answer_one(world, answer)
-        found = first.result()
+        found = first.result(timeout=10)  # woken by the answer, not by the end of its patience
     assert found.status_code == 200, found.text
     assert found.json() == answer | {"object": f"file.{kind}", "file_id": file_id, "model": model}
     again = remote.get(f"/v1/files/{file_id}/{kind}", params=params | {"wait": 0})
@@ -128,7 +130,7 @@ def test_what_is_asked_reaches_the_worker(client, world, model):
     }
     client.get(f"/v1/files/{world.file()}/preview", params=query)
     assert answer_one(world, ROWS) == {
-        "plain_text": False,
+        "layout": dataclasses.asdict(Layout()),
         "method": "supervised",
         "hyperparameters": {"max_length": 64, "train_on_inputs": True, "chat_template": "qwen"},
         "rows": [2, 7],

@@ -108,3 +108,9 @@ def test_a_deployment_through_the_client(sdk, world):
     assert made["status"] == "pending"
     with world.database.read() as session:
         assert not tasks.waiting(session, "cpu")
+
+
+def test_the_official_client_says_in_extra_body_how_a_file_is_read(sdk):
+    said = {"format": "question", "column_map": {"question": "Frage", "system": "Rolle"}}
+    made = sdk.files.create(file=("rows.csv", b"Frage\n"), purpose="fine-tune", extra_body=said)
+    assert {name: getattr(made, name) for name in said} == said

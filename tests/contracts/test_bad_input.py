@@ -1,5 +1,6 @@
 """Bad input gets a clear answer and loses nothing: what was there before is there after, byte for byte."""
 
+import gzip
 import json
 from collections.abc import Iterator
 
@@ -19,8 +20,10 @@ def http(stack: Stack) -> Iterator[httpx.Client]:
         yield client
 
 
-def upload(http: httpx.Client, content: bytes, *, purpose: str = "fine-tune") -> str:
-    answer = http.post("/files", data={"purpose": purpose}, files={"file": ("rows.jsonl", content)})
+def upload(
+    http: httpx.Client, content: bytes, *, name: str = "rows.jsonl", purpose: str = "fine-tune", **said: str
+) -> str:
+    answer = http.post("/files", data={"purpose": purpose} | said, files={"file": (name, content)})
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
 
@@ -136,6 +139,26 @@ def test_bodies_that_are_no_requests(http, stack):
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
     assert http.get("/files").json() == before
     assert list((stack.home / "blobs" / "incoming").iterdir()) == []
+
+
+def test_what_may_be_wrong_is_reported_by_its_line(http):
+    table = gzip.compress(b"Frage,Antwort\n" + b"Q,A\n" * 8 + b"Q,\nQ,A,B\n")
+    said = {
+        "name": "rows.csv.gz",
+        "format": "prompt_completion",
+        "column_map": '{"prompt": "Frage", "completion": "Antwort"}',
+    }
+    refused = check(http, upload(http, table, **said))
+    assert refused["status"] == "error"
+    assert refused["status_details"] == "Line 10: 'completion' is empty (1 more lines have errors)"
+    file = check(http, upload(http, table, **said, max_invalid_fraction="0.2"))
+    assert (file["status"], file["rows"]) == ("processed", 8)
+    report = http.get(f"/files/{file['id']}/report").json()
+    assert [(error["line"], error["code"]) for error in report["errors"]] == [
+        (10, "empty_value"),
+        (11, "columns"),
+    ]
+    assert (report["rows_used"], report["duplicates"]["count"]) == (8, 7)
 
 
 def test_nothing_left_to_learn_after_truncation_fails_the_job_and_says_so(http):

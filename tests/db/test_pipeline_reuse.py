@@ -79,6 +79,24 @@ def test_the_same_rows_under_another_name_are_the_same_input(world: World, stage
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        {"filename": "a.txt"},
+        {"filename": "a.jsonl.gz"},
+        {"format": "alpaca"},
+        {"column_map": {"prompt": "q"}},
+        {"max_invalid_fraction": 0.1},
+    ],
+)
+def test_the_same_bytes_read_in_another_way_are_other_rows(
+    world: World, stage: Callable[..., NewStage], said: dict[str, Any]
+):
+    Pipe(world, stage("a", file=world.add_file(b"rows"))).finish("a")
+
+    assert not Pipe(world, stage("a", file=world.add_file(b"rows", **said))).stages()["a"].row.reused
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"seed": 8},

@@ -62,13 +62,21 @@ class World:
         return self.home / "blobs"
 
     def upload(
-        self, content: bytes | None = None, *, purpose: str = "fine-tune", database: Database | None = None
+        self,
+        content: bytes | None = None,
+        *,
+        filename: str = "a.jsonl",
+        purpose: str = "fine-tune",
+        database: Database | None = None,
+        **said: Any,
     ) -> File:
         with BlobWriter(self.blobs_dir, self.org_id) as writer:
             writer.write(f"row {next(_numbers)}".encode() if content is None else content)
             writer.sync()
             with (database or self.database).write() as session:
-                return files.create(session, writer, org_id=self.org_id, filename="a.jsonl", purpose=purpose)
+                return files.create(
+                    session, writer, org_id=self.org_id, filename=filename, purpose=purpose, **said
+                )
 
     def delete_file(self, file_id: str, *, database: Database | None = None) -> None:
         files.delete(database or self.database, file_id, org_id=self.org_id, blobs_dir=self.blobs_dir)
@@ -78,9 +86,9 @@ class World:
         with self.database.write() as session:
             record_check(session, file_id, error=error, kind=kind)
 
-    def add_file(self, content: bytes | None = None, *, kind: str | None = None) -> str:
+    def add_file(self, content: bytes | None = None, *, kind: str | None = None, **said: Any) -> str:
         """The id of a checked training file."""
-        file = self.upload(content)
+        file = self.upload(content, **said)
         self.check(file.id, kind=kind)
         return file.id
 

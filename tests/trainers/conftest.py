@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import build_tokenizer, chat_rows
+from trainers.specs import Layout
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
         rows: list | None = None,
         valid_rows: list | None = None,
         n_valid: int = 6,
-        train_format: str | None = None,
+        layout: Layout | None = None,
         nproc: int = 1,
         resume_roots: tuple[Path, ...] = (),
         model_dir: Path = tiny_model,
@@ -79,8 +80,8 @@ def make_run(tmp_path: Path, tiny_model: Path, cache_dir: Path) -> Callable[...,
             model_dir=model_dir,
             model_id="tiny",
             train_file=train,
-            train_format=train_format,
-            validation_format=train_format,
+            train_layout=layout or Layout(),
+            validation_layout=layout or Layout(),
             validation_file=valid if n_valid else None,
             cache_dir=cache_dir,
             resume_roots=list(resume_roots),

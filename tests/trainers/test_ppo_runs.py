@@ -31,6 +31,7 @@ from trainers.ranks import StopRequest
 from trainers.rows import Rows
 from trainers.run import run
 from trainers.specs import SpecError, load_run_spec, parse_method, resolve
+from trainers.specs.layouts import Layout
 
 
 def train(run_dir: Path, *, stop: StopRequest | None = None) -> dict:
@@ -378,7 +379,7 @@ def test_prompts_are_no_conversations(make_run) -> None:
 
 def test_a_file_of_prompts_may_hold_answered_ones(write_jsonl) -> None:
     user, answer = {"role": "user", "content": "Flu?"}, {"role": "assistant", "content": "Yes."}
-    rows = Rows(write_jsonl([{"messages": [user]}, {"messages": [user, answer]}]))
+    rows = Rows(write_jsonl([{"messages": [user]}, {"messages": [user, answer]}]), Layout())
     assert [row.messages for row in rows] == [[user], [user]]
     assert (rows.kind, rows.format) == ("prompt", "prompt_messages")
 

@@ -1,5 +1,6 @@
 """Tokens and labels: what is trained on, what is cached, what is refused."""
 
+import gzip
 import hashlib
 import json
 import subprocess
@@ -16,6 +17,7 @@ from trainers.examples import Example
 from trainers.exits import DataError
 from trainers.prepare import prepare
 from trainers.row_formats import Row
+from trainers.specs import Layout
 
 TURNS = [
     {"role": "user", "content": "I have a fever."},
@@ -196,6 +198,38 @@ def test_rows_with_nothing_to_train_are_left_out_and_reported(make_run, rows_of,
     assert result["counts"]["dropped_lines"] == [4]
     warned = [e for e in events_of(run_dir, "message") if e["data"].get("code") == "rows_dropped"]
     assert "lines 4" in warned[0]["message"]
+
+
+@pytest.mark.parametrize("split", [0, 25])
+def test_rows_that_may_be_wrong_are_left_out_and_reported(make_run, rows_of, events_of, split: int) -> None:
+    rows = rows_of(20)
+    rows[3:3], rows[9:9] = ['{"broken'], [{"messages": []}]
+    layout = Layout(max_invalid_fraction=0.1)
+    settings = {"validation_split_percentage": split} if split else {}
+    run_dir = make_run(rows=rows, layout=layout, n_valid=0, **settings)
+    result = prepared(run_dir)
+    counts = [result[name] for name in ("counts", "validation_counts") if name in result]
+    assert sum(found["used"] for found in counts) == 20
+    assert sorted(line for found in counts for line in found["refused_lines"]) == [4, 10]
+    told = [e["data"] for e in events_of(run_dir, "message") if e["data"].get("code") == "rows_refused"]
+    assert sum(found["rows"] for found in told) == 2
+    assert sorted(line for found in told for line in found["lines"]) == [4, 10]
+
+
+def test_a_file_that_ends_early_is_refused_whatever_is_tolerated(make_run, rows_of) -> None:
+    run_dir = make_run(rows=rows_of(9), layout=Layout(gzip=True, max_invalid_fraction=0.9), n_valid=0)
+    whole = gzip.compress((run_dir / "train").read_bytes())
+    (run_dir / "train").write_bytes(whole[:-4])
+    with pytest.raises(DataError, match="not whole gzip"):
+        prepared(run_dir)
+
+
+def test_the_same_bytes_read_in_another_way_are_not_found_in_the_cache(make_run) -> None:
+    rows = [{"question": "Q", "prompt": "Is it a fever?", "completion": "Yes, it is."}] * 3
+    column_map = {"prompt": "question"}
+    first = prepared(make_run("1", rows=rows, n_valid=0, layout=Layout(format="prompt_completion")))
+    other = Layout(format="prompt_completion", column_map=column_map)
+    assert prepared(make_run("2", rows=rows, n_valid=0, layout=other))["train"] != first["train"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from trainers.merge import merge_run
 from trainers.ranks import StopRequest
 from trainers.rows import Rows
 from trainers.run import run
+from trainers.specs.layouts import Layout
 
 TEXTS = [f"Aspirin thins the blood. Case {n}: the patient took {n % 7} tablets and slept." for n in range(60)]
 
@@ -65,6 +66,6 @@ def test_packing_conserves_every_token(make_run, tiny_model: Path, block_size: i
 def test_a_line_of_plain_text_is_a_document(tmp_path: Path) -> None:
     path = tmp_path / "corpus"
     path.write_bytes('{"looks": "like JSON"}\nZweite Zeile\r\n\n  第三行  \n'.encode())
-    read = Rows(path, plain_text=True)
+    read = Rows(path, Layout("txt"))
     assert [row.text for row in read] == ['{"looks": "like JSON"}', "Zweite Zeile", "  第三行  "]  # pyright: ignore
     assert (read.kind, read.format, read.n_rows, read.blank_lines) == ("document", "plain_text", 3, 1)

@@ -50,7 +50,7 @@ def preview_of(tmp_path: Path, tiny_model: Path, write_jsonl):
         request = {
             "model_dir": str(model_dir),
             "file": str(write_jsonl(rows, name="previewed")),
-            "plain_text": asked.pop("plain_text", False),
+            "layout": {"container": "txt" if asked.pop("plain_text", False) else "jsonl"},
             "method": asked.pop("method", "supervised"),
             "hyperparameters": asked,
             **({"rows": shown} if shown else {}),

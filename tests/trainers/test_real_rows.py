@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from tests.trainers.test_ppo import make_reward_model
 from tests.trainers.test_sft import train
 from trainers.data import IGNORED
+from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
 PROJECT = Path(__file__).parents[2]
@@ -65,14 +66,14 @@ def prompts_of(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", [CORPUS, *CONVERSATIONS, *PREFERENCES])
 def test_the_check_of_an_uploaded_file_finds_every_row(name: str) -> None:
-    report = check_file(FOLDER / name, plain_text=name == CORPUS)
+    report = check_file(FOLDER / name, Layout.of(name))
     assert (report["rows"], report["errors"], report["blank_lines"]) == (len(read(name)), [], 0)
 
 
 def test_every_line_of_the_corpus_is_pretrained(make_run, tiny_model: Path) -> None:
     lines = read(CORPUS)
     settings = {name: value for name, value in SETTINGS.items() if name != "max_length"}
-    data = {"rows": lines, "valid_rows": lines, "train_format": "plain_text"}
+    data = {"rows": lines, "valid_rows": lines, "layout": Layout("txt")}
     metrics, blocks = learn(make_run(method="pretraining", block_size=512, **data, **settings))
     assert metrics["valid_loss"] < metrics["valid_loss_before"]
     text = AutoTokenizer.from_pretrained(tiny_model).decode([i for ids in blocks["input_ids"] for i in ids])

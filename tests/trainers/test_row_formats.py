@@ -7,6 +7,7 @@ import pytest
 
 from trainers.row_formats import FORMATS, Document, Pair, Row
 from trainers.rows import RowError, Rows
+from trainers.specs.layouts import Layout
 
 CHAT = [{"role": "user", "content": "Q"}]
 TURNS = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
@@ -15,7 +16,7 @@ PAIR = {"question": "Q", "response_chosen": "A", "response_rejected": "B"}
 
 
 def read(write_jsonl, row) -> tuple[Row | Pair | Document | RowError, Rows]:
-    rows = Rows(write_jsonl([row]))
+    rows = Rows(write_jsonl([row]), Layout())
     (only,) = list(rows)
     return only, rows
 
@@ -109,7 +110,7 @@ def test_documents(write_jsonl) -> None:
         ({**PAIR, "response_rejected": " "}, "empty"),
         ({**PAIR, "history": [["only a question"]]}, "history[0] must be a question and its answer"),
         ({**PAIR, "history": "none"}, "'history' must be a list, not a text"),
-        ({"chosen": "A", "rejected": "B"}, "'prompt' must be a text"),
+        ({"chosen": "A", "rejected": "B"}, "'prompt' is missing"),
         ({"prompt": [{"role": "assistant", "content": "A"}], "chosen": "A", "rejected": "B"}, "the user's"),
         ({"conversations": TURNS, "chosen": "A", "rejected": "B"}, "the last message must be the user's"),
         ({"prompt": "Q", "chosen": CHAT, "rejected": "B"}, "'chosen' must be one assistant message"),
@@ -130,14 +131,17 @@ def test_what_comes_near_is_told_apart(write_jsonl, row, part) -> None:
 
 def test_a_conversation_without_its_answer_is_a_fault_among_conversations(write_jsonl) -> None:
     rows = list(
-        Rows(write_jsonl([{"messages": [*CHAT, {"role": "assistant", "content": "A"}]}, {"messages": CHAT}]))
+        Rows(
+            write_jsonl([{"messages": [*CHAT, {"role": "assistant", "content": "A"}]}, {"messages": CHAT}]),
+            Layout(),
+        )
     )
     assert isinstance(rows[1], RowError)
     assert "no assistant message" in rows[1].message
 
 
 def test_formats_do_not_mix(write_jsonl) -> None:
-    rows = list(Rows(write_jsonl([PAIR, {"prompt": "Q", "chosen": "A", "rejected": "B"}])))
+    rows = list(Rows(write_jsonl([PAIR, {"prompt": "Q", "chosen": "A", "rejected": "B"}]), Layout()))
     assert isinstance(rows[1], RowError)
     assert "the rows before it are" in rows[1].message
 
@@ -163,4 +167,4 @@ def test_real_rows_are_read(tmp_path: Path) -> None:
     ]
     path = tmp_path / "rows"
     path.write_bytes("\r\n".join(lines).encode())
-    assert [type(row) for row in Rows(path)] == [Row, Row]
+    assert [type(row) for row in Rows(path, Layout())] == [Row, Row]

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from trainers.containers import MAX_LINE_BYTES
 from trainers.row_formats import AnyRow, Row
-from trainers.rows import MAX_LINE_BYTES, RowError, Rows
+from trainers.rows import RowError, Rows
+from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
 USER = {"role": "user", "content": "Is it a fever?"}
 ANSWER = {"role": "assistant", "content": "Yes."}
 GOOD = {"messages": [USER, ANSWER]}
+JSONL = Layout()
 
 
 def first(path: Path) -> AnyRow | RowError:
-    return next(iter(Rows(path)))
+    return next(iter(Rows(path, JSONL)))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def first(path: Path) -> AnyRow | RowError:
     ],
 )
 def test_each_format_becomes_a_conversation(write_jsonl, row, kind, user, answer) -> None:
-    rows = Rows(write_jsonl([row]))
+    rows = Rows(write_jsonl([row]), JSONL)
     (read,) = list(rows)
     assert rows.format == kind
     assert [message["content"] for message in read.messages] == [user, answer]
@@ -101,37 +104,39 @@ def test_a_row_that_cannot_be_used_says_why(write_jsonl, row, part) -> None:
 )
 def test_a_conversation_among_others_must_end_with_an_answer(write_jsonl, messages, part) -> None:
     """Alone it would be a prompt."""
-    _, read = list(Rows(write_jsonl([GOOD, {"messages": messages}])))
+    _, read = list(Rows(write_jsonl([GOOD, {"messages": messages}]), JSONL))
     assert isinstance(read, RowError)
     assert part in read.message
 
 
 def test_errors_carry_their_line_and_blank_lines_count_as_lines(write_jsonl) -> None:
-    report = check_file(write_jsonl([GOOD, "", "  ", '{"broken', GOOD, {"prompt": "a", "completion": "b"}]))
+    report = check_file(
+        write_jsonl([GOOD, "", "  ", '{"broken', GOOD, {"prompt": "a", "completion": "b"}]), JSONL
+    )
     assert [error["line"] for error in report["errors"]] == [4, 6]
-    assert (report["rows"], report["blank_lines"], report["n_errors"]) == (4, 2, 2)
+    assert (report["rows"], report["blank_lines"], report["rows_refused"]) == (4, 2, 2)
 
 
 def test_a_mistaken_first_row_does_not_decide_the_format(write_jsonl) -> None:
-    report = check_file(write_jsonl([{"instruction": "a"}, GOOD, GOOD]))
+    report = check_file(write_jsonl([{"instruction": "a"}, GOOD, GOOD]), JSONL)
     assert report["format"] == "messages"
     assert [error["line"] for error in report["errors"]] == [1]
 
 
 @pytest.mark.parametrize(("rows", "part"), [([], "empty"), (["", ""], "no rows")])
 def test_a_file_without_rows_is_an_error(write_jsonl, rows, part) -> None:
-    report = check_file(write_jsonl(rows))
+    report = check_file(write_jsonl(rows), JSONL)
     assert part in report["errors"][0]["message"]
 
 
-def test_the_report_holds_the_first_hundred_errors_and_counts_all(write_jsonl) -> None:
-    report = check_file(write_jsonl(["{"] * 250))
-    assert (len(report["errors"]), report["n_errors"]) == (100, 250)
+def test_the_report_holds_the_first_hundred_errors_of_a_reason_and_counts_all(write_jsonl) -> None:
+    report = check_file(write_jsonl(["{"] * 250), JSONL)
+    assert (len(report["errors"]), report["reasons"]) == (100, {"not_json": 250})
 
 
 def test_a_line_too_long_is_skipped_and_the_next_is_read(write_jsonl) -> None:
-    report = check_file(write_jsonl(["x" * (MAX_LINE_BYTES + 5), GOOD]))
-    assert (report["n_errors"], report["errors"][0]["line"], report["format"]) == (1, 1, "messages")
+    report = check_file(write_jsonl(["x" * (MAX_LINE_BYTES + 5), GOOD]), JSONL)
+    assert (report["rows_refused"], report["errors"][0]["line"], report["format"]) == (1, 1, "messages")
 
 
 def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, tmp_path: Path) -> None:
@@ -141,7 +146,16 @@ def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, t
         resource.setrlimit(resource.RLIMIT_AS, (160 << 20, 160 << 20))
 
     done = subprocess.run(
-        [sys.executable, "-m", "trainers.validate", path, "--report", tmp_path / "report.json"],
+        [
+            sys.executable,
+            "-m",
+            "trainers.validate",
+            path,
+            "--layout",
+            "{}",
+            "--report",
+            tmp_path / "report.json",
+        ],
         preexec_fn=limit_memory,
         capture_output=True,
         text=True,
@@ -150,4 +164,4 @@ def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, t
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["rows"], report["n_errors"]) == (2, 1)
+    assert (report["rows"], report["rows_refused"]) == (2, 1)

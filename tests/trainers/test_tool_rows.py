@@ -7,6 +7,7 @@ import pytest
 
 from trainers.row_formats import AnyRow, Labelled, Pair, Prompt, Row
 from trainers.rows import RowError, Rows
+from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
 FUNCTION = {
@@ -36,7 +37,7 @@ READ_TALK = [USER, READ_CALL, {**RESULT, "name": "look_up"}, ANSWER]
 
 
 def read(write_jsonl, row: dict) -> AnyRow | RowError:
-    (only,) = list(Rows(write_jsonl([row])))
+    (only,) = list(Rows(write_jsonl([row]), Layout()))
     return only
 
 
@@ -209,7 +210,9 @@ def turns(*pairs: tuple[str, Any]) -> dict:
     ],
 )
 def test_what_is_wrong_with_tools_is_told_with_its_place(write_jsonl, row: dict, part: str) -> None:
-    report = check_file(write_jsonl([talk(), row] if "messages" in row and "chosen" not in row else [row]))
+    report = check_file(
+        write_jsonl([talk(), row] if "messages" in row and "chosen" not in row else [row]), Layout()
+    )
     (error,) = report["errors"]
     assert part in error["message"]
     assert error["line"] == report["rows"]

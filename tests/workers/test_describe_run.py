@@ -7,23 +7,30 @@ from db import files, jobs, tasks
 from db.models import Job
 from tests.db.world import World, claim
 from trainers import specs
+from workers.layouts import layout_of
 from workers.ring import _start_job
 from workers.train import describe_run
 
 
-def add_checked_file(world: World, format_: str | None) -> str:
-    file = world.upload()
+def add_checked_file(world: World, filename: str) -> str:
+    file = world.upload(filename=filename)
     with world.database.write() as session:
         tasks.close_waiting(session, kind="validate", subject_id=file.id)
-        report = {"rows": 3, "kind": "document"} | ({"format": format_} if format_ else {})
-        files.record_check(session, file.id, report=report, error=None)
+        files.record_check(session, file.id, report={"rows": 3, "kind": "document"}, error=None)
     return file.id
 
 
 @pytest.mark.parametrize(
-    ("train", "validation"), [("plain_text", "text"), ("text", "plain_text"), (None, None)]
+    ("train", "validation", "containers"),
+    [
+        ("a.txt", "b.csv.gz", ("txt", "csv")),
+        ("a.parquet", "b.txt", ("parquet", "txt")),
+        ("of an older version", "b.jsonl", ("jsonl", "jsonl")),
+    ],
 )
-def test_the_formats_that_the_checks_found(world: World, train: str | None, validation: str | None):
+def test_the_names_of_the_files_tell_how_they_are_read(
+    world: World, train: str, validation: str, containers: tuple[str, str]
+):
     world.add_job(
         add_checked_file(world, train),
         validation_file=add_checked_file(world, validation),
@@ -36,13 +43,25 @@ def test_the_formats_that_the_checks_found(world: World, train: str | None, vali
         jobs.start(session, lease, resolved=specs.resolve(method, n_examples=3, seed=7))
         spec = describe_run(session, lease)
 
-    assert (spec.train_format, spec.validation_format) == (train, validation)
+    assert (spec.train_layout.container, spec.validation_layout.container) == containers
+    assert [layout.gzip for layout in (spec.train_layout, spec.validation_layout)] == [
+        name.endswith(".gz") for name in (train, validation)
+    ]
+    assert spec.validation_file is not None
     assert (spec.train_sha256, spec.validation_sha256) == (spec.train_file.name, spec.validation_file.name)
     assert len(spec.train_sha256) == 64
 
 
-def test_without_a_validation_file_there_is_no_format_of_one(world: World):
-    world.add_job(add_checked_file(world, "messages"))
+def test_what_the_owner_says_of_the_rows_goes_along(world: World):
+    columns = {"question": "Frage"}
+    said = {"format": "question", "column_map": columns, "max_invalid_fraction": 0.25}
+    layout = layout_of(world.upload(filename="a.csv", **said))
+    assert layout.container == "csv"
+    assert {name: getattr(layout, name) for name in said} == said
+
+
+def test_without_a_validation_file_there_is_none(world: World):
+    world.add_job(add_checked_file(world, "a.jsonl"))
     method = specs.parse_method(None, None)
     with world.database.write() as session:
         lease = claim(session)
@@ -50,7 +69,7 @@ def test_without_a_validation_file_there_is_no_format_of_one(world: World):
         jobs.start(session, lease, resolved=specs.resolve(method, n_examples=3, seed=7))
         spec = describe_run(session, lease)
 
-    assert (spec.train_format, spec.validation_file, spec.validation_format) == ("messages", None, None)
+    assert spec.validation_file is None
 
 
 def test_several_files_come_with_their_shares_and_decide_the_number_of_steps(world: World):

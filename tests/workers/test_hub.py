@@ -256,7 +256,7 @@ def test_rows_that_are_wrong_are_named(hub: Hub, import_file: Any) -> None:
 def test_csv(hub: Hub, import_file: Any) -> None:
     hub.add("datasets/org/data", {"train.csv": b"instruction,output\nWhy?,So.\nAnd?,\n"})
     file = import_file("org/data")
-    assert (file.status, file.rows) == ("error", 2)
+    assert (file.status, file.rows) == ("error", 1)
     assert file.status_details == "Line 2: 'output' is missing"
 
 

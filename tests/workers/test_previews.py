@@ -39,7 +39,7 @@ def ask(
     world: World, model: Model, *, kind: Any = "rows", file_id: str | None = None, **asked: Any
 ) -> Preview:
     file_id = file_id or world.add_file(jsonl(chat_rows(4)))
-    wanted = {"plain_text": False, "method": "supervised", "hyperparameters": {}} | asked
+    wanted = {"layout": {}, "method": "supervised", "hyperparameters": {}} | asked
     with world.database.write() as session:
         file = files.get(session, file_id, org_id=world.org_id)
         key = previews.name_question(kind, file, model, asked=wanted)

@@ -1,6 +1,7 @@
 """What a job asks for and what a run is given; the part of trainers that every process may import."""
 
 from trainers.specs.fields import Resources, SpecError
+from trainers.specs.layouts import Layout
 from trainers.specs.methods import METHODS
 from trainers.specs.mixture import MixedFile, Share, check_shares, count_mixed
 from trainers.specs.parse import Method, parse_method, write_method
@@ -10,6 +11,7 @@ from trainers.specs.run_spec import SPEC_VERSION, RunSpec, load_run_spec
 __all__ = [
     "METHODS",
     "SPEC_VERSION",
+    "Layout",
     "Method",
     "MixedFile",
     "Resources",

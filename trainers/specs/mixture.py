@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trainers.specs.fields import Number, SpecError, Strict
+from trainers.specs.layouts import Layout
 
 MAX_FILES = 16
 
@@ -25,7 +26,7 @@ class MixedFile(Share):
 
     path: Path
     sha256: str = ""
-    format: str | None = None
+    layout: Layout = Layout()
 
 
 def check_shares(shares: list[Share]) -> None:

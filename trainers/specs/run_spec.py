@@ -8,18 +8,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trainers.specs.fields import Resources, SpecError, Strict
+from trainers.specs.layouts import Layout
 from trainers.specs.methods import METHODS
 from trainers.specs.mixture import MAX_FILES, MixedFile
 from trainers.specs.parameters import Resolved
 from trainers.specs.resolution import check_batch, check_split
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 
 
 class RunSpec(Strict):
     """One attempt at one job. Paths are absolute."""
 
-    spec_version: Literal[1] = SPEC_VERSION
+    spec_version: Literal[2] = SPEC_VERSION
     job_id: str = Field(min_length=1, max_length=200)
     attempt: int = Field(ge=1)
     method: str
@@ -38,11 +39,11 @@ class RunSpec(Strict):
     init_adapter_digest: str = ""
     train_file: Path  # of a mixture, the first
     train_sha256: str = ""  # where it is known: bytes that have another one are refused
-    train_format: str | None = None
+    train_layout: Layout = Layout()
     mixture: list[MixedFile] = Field(default_factory=list, max_length=MAX_FILES)
     validation_file: Path | None = None
     validation_sha256: str = ""
-    validation_format: str | None = None
+    validation_layout: Layout = Layout()
     cache_dir: Path
     resume_roots: list[Path] = Field(default_factory=list)
 

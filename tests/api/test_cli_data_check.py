@@ -1,0 +1,61 @@
+"""`residency data check`: the report of a file, made here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.api.cli_peer import run
+
+GOOD = '{"prompt": "Is it a fever?", "completion": "Yes, it is."}\n'
+
+
+def test_a_good_file_is_told_in_a_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD * 2)
+    result = run("data", "check", str(path))
+    assert result.exit_code == 0, result.stderr
+    shown = [line.strip().split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert ["rows", "2: 2 used, 0 refused"] in shown
+    assert ["format", "prompt_completion (conversation rows)"] in shown
+    assert ["duplicates", "1: lines 2 as 1"] in shown
+    assert ["scripts", "Latin 100.0%"] in shown
+
+
+def test_refused_rows_are_listed_and_the_exit_status_is_1(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD + '{"promt": "a"}\n' + '{"prompt\\u001b[31m": 1}\n' + "{\n")
+    result = run("data", "check", str(path))
+    assert result.exit_code == 1
+    assert "4: 1 used, 3 refused" in result.stdout
+    assert "unknown key 'promt'; did you mean 'prompt'?" in " ".join(result.stdout.split())
+    assert "\x1b" not in result.stdout
+
+
+def test_the_raw_report_is_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder that has a package of the same name."""
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("Frage,Antwort\nQ,A\nQ,\n")
+    columns = ("--column", "prompt=Frage", "--column", "completion=Antwort")
+    result = run("data", "check", "rows.csv", "--json", "--format", "prompt_completion", *columns)
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert (report["rows_used"], report["reasons"]) == (1, {"empty_value": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "part"),
+    [
+        ("rows.pdf", [], ".jsonl, .json, .csv"),
+        ("rows.csv", ["--format", "alpacca"], "did you mean 'alpaca'"),
+        ("rows.csv", ["--column", "prompt"], "is not KEY=COLUMN"),
+    ],
+)
+def test_what_cannot_be_checked_says_why(tmp_path: Path, name: str, arguments: list[str], part: str) -> None:
+    path = tmp_path / name
+    path.write_text(GOOD)
+    result = run("data", "check", str(path), *arguments)
+    assert result.exit_code == 1
+    assert part in result.stderr

@@ -1,0 +1,180 @@
+"""What is told of a file: every kind of fault by its line, duplicates, scripts, and no row without a word."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.specs.layouts import Layout
+from trainers.validate import check_file
+
+GOLDEN = Path(__file__).with_name("fixtures") / "report_of_every_fault.json"
+ASK = {"role": "user", "content": "How much paracetamol may I take in a day?"}
+TELL = {"role": "assistant", "content": "No more than four grams, in doses of one gram at most."}
+GOOD = {"messages": [ASK, TELL]}
+GROWTH_BYTES = 64 << 20
+
+
+def long_talk(n_turns: int) -> dict[str, Any]:
+    turns = [{**(ASK, TELL)[n % 2], "content": f"Turn {n} of a long talk."} for n in range(n_turns)]
+    return {"messages": turns}
+
+
+FAULTY: list[Any] = [
+    GOOD,
+    long_talk(330),
+    long_talk(331),  # ends with a question
+    {"messages": [ASK, {**TELL, "content": " "}]},
+    {"messages": []},
+    {"messages": [TELL]},
+    {"messages": [ASK, {**TELL, "content": None}]},
+    {"messages": [ASK, {**TELL, "rolle": "assistant", "content": 3}]},
+    {"messages": [{**ASK, "role": "usr"}, TELL]},
+    {"messages": [{**ASK, "content": ""}, TELL]},  # used, with a notice
+    {"messages": [ASK, ASK, TELL]},  # likewise
+    {"messages": [ASK, {**TELL, "tool_calls": [{"function": {}}]}]},
+    {"mesages": [ASK, TELL]},
+    {"question": "Q", "reponse_chosen": "a", "response_rejected": "b"},
+    {"prompt": "Q", "chosen": None, "rejected": "b"},
+    {"instruction": "Say it.", "output": "It."},
+    {"nothing": "known"},
+    '{"messages": [',
+    "[]",
+    b'{"prompt": "\xff"}',
+    '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "b"}]}',
+    {**GOOD, "functions": [{}]},
+    "",
+    GOOD,
+    GOOD,
+    {"messages": [ASK, {**TELL, "content": TELL["content"].replace("at most", "or less")}]},
+    {"messages": [{**ASK, "content": "Сколько?"}, {**TELL, "content": "四克"}]},
+]
+
+
+PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+PREFERENCES: list[tuple[dict[str, Any], str, str]] = [
+    ({"prompt": "Q", "chosen": None, "rejected": "b"}, "null_value", "'chosen' must be a text, not null"),
+    ({"prompt": "Q", "chosen": "b", "rejected": "b"}, "same_answers", "nothing to prefer"),
+    ({"prompt": "Q", "chosen": "", "rejected": "b"}, "empty_value", "'chosen' is empty"),
+    (
+        {"question": "Q", "reponse_chosen": "a", "response_rejected": "b"},
+        "unknown_key",
+        "unknown key 'reponse_chosen'; did you mean 'response_chosen'?",
+    ),
+    ({"prompt": "Q", "chosen": [ASK], "rejected": "b"}, "wrong_type", "one assistant message"),
+    ({"chosen": "a", "rejected": "b"}, "missing_key", "'prompt'"),
+]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
+        for row in rows
+    ]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("name", ["conversations", "preferences"])
+def test_a_file_with_every_kind_of_fault_gives_the_report_that_is_kept(tmp_path: Path, name: str) -> None:
+    rows = FAULTY if name == "conversations" else [PAIR, *(row for row, _, _ in PREFERENCES)]
+    report = check_file(write(tmp_path / "rows.jsonl", rows), Layout(max_invalid_fraction=0.2))
+    assert report == json.loads(GOLDEN.read_text())[name]
+
+
+@pytest.mark.parametrize(("row", "code", "part"), PREFERENCES)
+def test_a_faulty_preference_has_a_code_and_says_what_is_meant(tmp_path, row, code: str, part: str) -> None:
+    (error,) = check_file(write(tmp_path / "rows.jsonl", [row]), Layout())["errors"]
+    assert error["code"] == code, error
+    assert part in error["message"]
+
+
+@pytest.mark.parametrize(("n_wrong", "accepted"), [(0, True), (5, True), (6, False), (50, False)])
+def test_as_many_rows_may_be_wrong_as_the_owner_tolerates(tmp_path, n_wrong: int, accepted: bool) -> None:
+    rows = ["{"] * n_wrong + [GOOD] * (50 - n_wrong)
+    report = check_file(write(tmp_path / "rows.jsonl", rows), Layout(max_invalid_fraction=0.1))
+    assert (report["accepted"], report["rows_refused"]) == (accepted, n_wrong)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_never_tolerated(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([GOOD] * 50)[:-1])
+    report = check_file(path, Layout("json", max_invalid_fraction=0.9))
+    assert (report["accepted"], report["whole"], report["rows"], report["rows_used"]) == (
+        False,
+        False,
+        49,
+        49,
+    )
+
+
+def test_a_message_that_quotes_the_file_is_short(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "rows.jsonl",
+        [{"messages" + "x" * 3: 1, "prompt": "Q", "completion": {"a": "b"}, "prompts" * 900: 2}],
+    )
+    (error,) = check_file(path, Layout())["errors"]
+    assert len(error["message"]) <= 500
+
+
+def test_duplicates_are_counted_and_named_by_their_first(tmp_path: Path) -> None:
+    rows = [{"text": f"Row {n % 300}."} for n in range(1000)]
+    duplicates = check_file(write(tmp_path / "rows.jsonl", rows), Layout())["duplicates"]
+    assert duplicates["count"] == 700
+    assert duplicates["first"] == [{"line": n, "same_as": n - 300} for n in range(301, 401)]
+
+
+def test_elements_on_one_line_may_be_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"text": "a"}, {"text": "b"}, {"text": "a"}]))
+    assert check_file(path, Layout("json"))["duplicates"] == {
+        "count": 1,
+        "first": [{"line": 1, "same_as": 1}],
+    }
+
+
+def test_the_sample_is_the_same_in_any_order_and_finds_what_is_nearly_the_same(tmp_path: Path) -> None:
+    words = [f"word{n}" for n in range(3000)]
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(words, k=60)) for _ in range(600)]
+    texts += [text.replace(text.split()[30], "other", 1) for text in texts[:200]]
+    reports = []
+    for seed in (2, 3):
+        random.Random(seed).shuffle(texts)
+        path = write(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
+        reports.append(check_file(path, Layout())["sample"])
+    one, other = reports
+    assert one["rows"] == 800
+    assert one["near_duplicates"]["count"] == other["near_duplicates"]["count"]
+    assert 190 <= one["near_duplicates"]["count"] <= 200
+    assert one["scripts"] == {"Latin": 1.0}
+
+
+def test_near_duplicates_are_found_without_spaces_between_words(tmp_path: Path) -> None:
+    text = "高血压患者应该减少食盐的摄入量并且每天坚持适量的运动同时按时服用医生开的药物"
+    rows = [{"text": text}, {"text": text + "吗"}, {"text": "感冒一般不需要使用抗生素治疗多喝水多休息"}]
+    sample = check_file(write(tmp_path / "rows.jsonl", rows), Layout())["sample"]
+    assert [(near["line"], near["near"]) for near in sample["near_duplicates"]["first"]] == [(2, 1)]
+    assert sample["scripts"] == {"Han": 1.0}
+
+
+def test_a_million_rows_are_checked_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    with path.open("w") as file:
+        file.writelines(f"row {n}\n" for n in range(1_000_000))
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom trainers.specs import Layout\n"
+        "from trainers.validate import check_file\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "report = check_file(Path(sys.argv[1]), Layout('txt'))\n"
+        "print(report['rows_used'], report['duplicates']['count'], peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    rows, duplicates, growth = map(int, done.stdout.split())
+    assert (rows, duplicates) == (1_000_000, 0)
+    assert growth < GROWTH_BYTES

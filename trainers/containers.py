@@ -1,0 +1,244 @@
+"""What files contain: the records of JSON lines, JSON arrays, tables and plain text, in bounded memory."""
+
+import csv
+import io
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from gzip import GzipFile
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, cast
+
+from trainers.faults import RowFault, Unreadable
+from trainers.specs.layouts import Layout
+
+MAX_LINE_BYTES = 16 << 20  # of a line, an element of an array, or a record of a table
+_CHUNK_BYTES = 1 << 20
+_BATCH_ROWS = 64
+# A whole string, or what opens, parts and closes values; a lone quote is a string that goes on.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
+
+# The bytes of a JSON text or of a line of text, the columns of a table's row, or why there is neither.
+Record = bytes | dict[str, Any] | RowFault
+
+
+def read_records(path: Path, layout: Layout) -> Iterator[tuple[int, Record]]:
+    """(line, counted from 1, or row of a Parquet file; what is there). Blank lines are empty bytes.
+
+    Raises Unreadable where the rest of the file cannot be read.
+    """
+    if layout.container == "parquet":
+        yield from _read_parquet(path, layout)
+        return
+    with path.open("rb") as file:
+        source = (
+            cast(BinaryIO, io.BufferedReader(_Unpacked(file, layout), _CHUNK_BYTES)) if layout.gzip else file
+        )
+        _refuse_marks(source)
+        if layout.container in ("csv", "tsv"):
+            yield from _read_table(source, delimiter="," if layout.container == "csv" else "\t")
+        elif layout.container == "json" and _starts_array(source):
+            yield from _split_array(source)
+        else:
+            yield from _split_lines(source)
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a compressed file, up to its limit. Raises Unreadable."""
+
+    def __init__(self, file: BinaryIO, layout: Layout):
+        self._file = GzipFile(fileobj=file)
+        self._left = self._limit = layout.max_unpacked_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(min(len(buffer), _CHUNK_BYTES))
+        except (OSError, EOFError, zlib.error) as error:
+            raise Unreadable("unreadable", f"the file is not whole gzip: {error}", line=1) from None
+        self._left -= len(data)
+        if self._left < 0:
+            message = f"unpacked, the file has more than the {self._limit} bytes allowed"
+            raise Unreadable("too_large", message, line=1)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _refuse_marks(source: BinaryIO) -> None:
+    head = cast(io.BufferedReader, source).peek(3)
+    if head.startswith(b"\xef\xbb\xbf"):
+        message = "the file starts with a byte order mark; save it as UTF-8 without one"
+        raise Unreadable("encoding", message, line=1)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise Unreadable("encoding", "the file is UTF-16; save it as UTF-8", line=1)
+
+
+def _split_lines(source: BinaryIO) -> Iterator[tuple[int, Record]]:
+    line = 0
+    while data := source.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        if len(data) <= MAX_LINE_BYTES:
+            yield line, b"" if data.isspace() else data
+            continue
+        while data and not data.endswith(b"\n"):
+            data = source.readline(MAX_LINE_BYTES)
+        yield line, RowFault("too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+
+
+def _starts_array(source: BinaryIO) -> bool:
+    """Whether an array begins here, after white space at most; the other way to write .json is by lines."""
+    return cast(io.BufferedReader, source).peek(_CHUNK_BYTES).lstrip()[:1] == b"["
+
+
+def _split_array(source: BinaryIO) -> Iterator[tuple[int, Record]]:
+    """The elements of one JSON array, told apart by its brackets, strings and commas alone."""
+    buffer, line, start, position, depth, n_found = b"", 1, 0, 0, 0, 0
+    while depth or not n_found:
+        token = _STRUCTURE.search(buffer, position)
+        if token is None or token[0] == b'"':
+            position = (token.start() if token else len(buffer)) - start
+            chunk = source.read(_CHUNK_BYTES)
+            if not chunk:
+                raise Unreadable("not_json", "the array does not end", line=line)
+            buffer, start = buffer[start:] + chunk, 0
+            if len(buffer) > MAX_LINE_BYTES + _CHUNK_BYTES:
+                message = f"an element of the array is longer than {MAX_LINE_BYTES >> 20} MiB"
+                raise Unreadable("too_long", message, line=line)
+            continue
+        position = token.end()
+        if token[0] in (b"[", b"{"):
+            depth += 1
+            if depth == 1:
+                line += buffer.count(b"\n", start, position)
+                start = position
+        elif token[0] in (b"]", b"}"):
+            depth -= 1
+        if (token[0] == b"," and depth == 1) or depth == 0:
+            element, start = buffer[start : token.start()], position
+            first = line + element.count(b"\n", 0, len(element) - len(element.lstrip()))
+            line += element.count(b"\n")
+            if element.strip():
+                yield first, element
+            elif depth or n_found:
+                yield first, RowFault("not_json", "an element of the array is missing")
+            n_found += 1
+    while rest := buffer[start:].strip() or source.read(_CHUNK_BYTES):
+        if rest.strip():
+            raise Unreadable("not_json", "the file goes on after its array", line=line)
+        buffer, start = b"", 0
+
+
+class _TextLines:
+    """The lines of a table as the csv module wants them; counts the bytes of one record, for it does not."""
+
+    def __init__(self, source: BinaryIO):
+        self._source = source
+        self.record_bytes = 0
+        self.count = 0
+
+    def __iter__(self) -> "_TextLines":
+        return self
+
+    def __next__(self) -> str:
+        data = self._source.readline(MAX_LINE_BYTES + 1)
+        if not data:
+            raise StopIteration
+        self.count += 1
+        self.record_bytes += len(data)
+        if self.record_bytes > MAX_LINE_BYTES:
+            message = f"a record is longer than {MAX_LINE_BYTES >> 20} MiB; is a quote not closed?"
+            raise Unreadable("too_long", message, line=self.count)
+        return data.decode(errors="surrogateescape")
+
+
+def _read_table(source: BinaryIO, *, delimiter: str) -> Iterator[tuple[int, Record]]:
+    """Rows as {column: cell} by the header, which is the first line that is not blank."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    lines = _TextLines(source)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        lines.record_bytes = 0
+        first = lines.count + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if header is None:
+                raise Unreadable("unreadable", f"the header is not readable: {error}", line=first) from None
+            yield first, RowFault("unreadable", f"the row is not readable: {error}")
+            continue
+        if cells is None:
+            return
+        if header is None:
+            header = _check_header(cells, line=first) if cells else None
+        else:
+            yield first, _to_row(header, cells)
+
+
+def _check_header(cells: list[str], *, line: int) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    _refuse_encoding(names, line=line)
+    if not all(names) or len(set(names)) < len(names):
+        message = "the first row must name the columns: each once, none without a name"
+        raise Unreadable("columns", message, line=line)
+    return names
+
+
+def _refuse_encoding(names: list[str], *, line: int) -> None:
+    fault = _encoding_fault(names)
+    if fault:
+        raise Unreadable(fault.code, str(fault), line=line)
+
+
+def _to_row(header: list[str], cells: list[str]) -> Record:
+    if not cells:
+        return b""
+    fault = _encoding_fault(cells)
+    if fault:
+        return fault
+    if len(cells) != len(header):
+        return RowFault("columns", f"the row has {len(cells)} cells, the header {len(header)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _encoding_fault(cells: list[str]) -> RowFault | None:
+    text = "".join(cells)
+    if "\0" in text:
+        return RowFault("encoding", "the row holds a NUL byte")
+    return RowFault("encoding", "the row is not UTF-8") if _NOT_UTF8.search(text) else None
+
+
+def _read_parquet(path: Path, layout: Layout) -> Iterator[tuple[int, Record]]:
+    with path.open("rb") as packed, TemporaryFile() as unpacked:
+        if layout.gzip:  # its directory is at its end, which a stream cannot begin with
+            shutil.copyfileobj(_Unpacked(packed, layout), unpacked, _CHUNK_BYTES)
+            unpacked.seek(0)
+        yield from _read_batches(unpacked if layout.gzip else packed, limit_bytes=layout.max_unpacked_bytes)
+
+
+def _read_batches(file: Any, *, limit_bytes: int) -> Iterator[tuple[int, Record]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    row = 0
+    try:
+        table = parquet.ParquetFile(file, pre_buffer=False)
+        groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > limit_bytes:
+            message = f"unpacked, the file has more than the {limit_bytes} bytes allowed"
+            raise Unreadable("too_large", message, line=1)
+        for batch in table.iter_batches(_BATCH_ROWS, use_threads=False):
+            for found in batch.to_pylist():
+                row += 1
+                yield row, found
+    except Unreadable:
+        raise
+    # Whatever arrow stumbles over is in the file: what it raises has no class in common.
+    except (pyarrow.ArrowException, ArithmeticError, LookupError, OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Unreadable("unreadable", f"the file is not whole Parquet: {first}", line=row + 1) from None
