@@ -135,7 +135,7 @@ def _rename(row: dict[str, Any], column_map: dict[str, str]) -> dict[str, Any]:
             near = get_close_matches(column, list(row), n=1)
             hint = f"; is it {near[0]!r}?" if near else ""
             raise RowFault("missing_key", f"{column!r}, which column_map has for {key!r}, is missing{hint}")
-    kept = {k: v for k, v in row.items() if k not in column_map and k not in column_map.values()}
+    kept = {k: v for k, v in row.items() if k not in column_map.values()}
     return kept | {key: row[column] for key, column in column_map.items()}
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,22 @@ def check_all_is_told(path: Path, layout: Layout) -> dict[str, Any]:
 
 
 @MANY
-@given(content=BYTES, layout=LAYOUTS, packed=st.booleans())
-def test_any_bytes_are_read_as_rows_and_reports(
-    path: Path, content: bytes, layout: Layout, packed: bool
-) -> None:
-    path.write_bytes(gzip.compress(content) if packed else content)
+@given(content=BYTES, layout=LAYOUTS)
+def test_any_bytes_are_read_as_rows_and_reports(path: Path, content: bytes, layout: Layout) -> None:
+    path.write_bytes(content)
     check_all_is_told(path, layout)
+
+
+@MANY
+@given(content=BYTES, layout=LAYOUTS, cut=st.integers(0, 100), garbage=st.binary(max_size=8))
+def test_gzip_whole_or_broken_is_read_as_rows_and_reports(
+    path: Path, content: bytes, layout: Layout, cut: int, garbage: bytes
+) -> None:
+    packed = gzip.compress(content, mtime=0)
+    layout = replace(layout, gzip=True)
+    for damaged in (packed, packed[:cut], packed[:cut] + garbage + packed[cut + len(garbage) :]):
+        path.write_bytes(damaged)
+        check_all_is_told(path, layout)
 
 
 @MANY

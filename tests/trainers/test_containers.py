@@ -253,6 +253,11 @@ def test_columns_are_read_under_our_names(read) -> None:
     assert second.message == "'Frage', which column_map has for 'question', is missing; is it 'Frge'?"
 
 
+def test_a_column_is_not_found_under_its_old_name_too(read) -> None:
+    (row,) = read("rows.jsonl", b'{"prompt": "It is only a text."}', column_map={"text": "prompt"})
+    assert isinstance(row, Document)
+
+
 def test_columns_may_change_places(read) -> None:
     swap = {"chosen": "rejected", "rejected": "chosen"}
     (row,) = read("r.csv", b"prompt,chosen,rejected\nQ,bad,good\n", column_map=swap)
