@@ -6,7 +6,7 @@ from fastapi import APIRouter, BackgroundTasks, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from api import multipart, render
+from api import multipart, reading, render
 from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
@@ -45,12 +45,14 @@ def create_upload(
     if body.bytes > settings.max_upload_bytes:
         message = f"The file has more than the {settings.max_upload_bytes} bytes allowed."
         raise ApiError(413, "file_too_large", message, param="bytes")
+    filename = multipart.label(body.filename)
+    reading.read({}, filename=filename, purpose=body.purpose)
 
     def make(session: Session) -> dict[str, Any]:
         upload = uploads.create(
             session,
             org_id=caller.org_id,
-            filename=multipart.label(body.filename),
+            filename=filename,
             purpose=body.purpose,
             size_bytes=body.bytes,
             expires_after_s=body.expires_after.seconds if body.expires_after else None,

@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,6 @@ from db.errors import Corrupt
 from db.session import Database, lock_digest
 
 _READ_BYTES = 1 << 20
-_CHUNKS_PER_GIB = (1 << 30) // _READ_BYTES
 _ABANDONED_S = 3600.0
 
 
@@ -83,26 +82,13 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
 
 def check_size(path: Path, *, size_bytes: int) -> None:
-    """The cheap half of `verify`. Raises `Corrupt`."""
+    """Whether a blob is there, and as long as it was. Raises `Corrupt`."""
     if not path.is_file() or path.stat().st_size != size_bytes:
-        raise Corrupt(_changed(path.name))
+        raise Corrupt(describe_change(path.name))
 
 
-def verify(path: Path, *, sha256: str, each_gib: Callable[[], object]) -> None:
-    """Read a blob whole and raise `Corrupt` unless it has this digest; `each_gib` is called on the way."""
-    digest = hashlib.sha256()
-    try:
-        for number, chunk in enumerate(read_chunks(path), start=1):
-            digest.update(chunk)
-            if number % _CHUNKS_PER_GIB == 0:
-                each_gib()
-    except FileNotFoundError as error:
-        raise Corrupt(_changed(sha256)) from error
-    if digest.hexdigest() != sha256:
-        raise Corrupt(_changed(sha256))
-
-
-def _changed(sha256: str) -> str:
+def describe_change(sha256: str) -> str:
+    """What is said of bytes that are not as they were stored."""
     return f"The stored bytes with the SHA-256 digest {sha256} are gone or have changed on the disk."
 
 

@@ -4,9 +4,12 @@ import csv
 import io
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from gzip import GzipFile
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -21,15 +24,30 @@ _BATCH_ROWS = 64
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
 
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file, as offsets in bytes."""
+
+    start: int
+    end: int
+
+
 # The bytes of a JSON text or of a line of text, the columns of a table's row, or why there is neither.
 Record = bytes | dict[str, Any] | RowFault
 
 
-def read_records(path: Path, layout: Layout) -> Iterator[tuple[int, Record]]:
+def read_records(path: Path, layout: Layout, *, span: Span | None = None) -> Iterator[tuple[int, Record]]:
     """(line, counted from 1, or row of a Parquet file; what is there). Blank lines are empty bytes.
 
+    span: of JSON lines, a part of the file; its lines are counted from 1 too.
     Raises Unreadable where the rest of the file cannot be read.
     """
+    if span:
+        with path.open("rb") as file:
+            file.seek(span.start)
+            yield from _split_lines(file, n_bytes=span.end - span.start)
+        return
     if layout.container == "parquet":
         yield from _read_parquet(path, layout)
         return
@@ -78,15 +96,32 @@ def _refuse_marks(source: BinaryIO) -> None:
         raise Unreadable("encoding", "the file is UTF-16; save it as UTF-8", line=1)
 
 
-def _split_lines(source: BinaryIO) -> Iterator[tuple[int, Record]]:
+def split_file(path: Path, *, n_parts: int) -> list[Span]:
+    """Parts of a file of lines, about equal, that begin and end with whole lines."""
+    size = path.stat().st_size
+    edges = [0]
+    with path.open("rb") as file:
+        _refuse_marks(file)
+        for n in range(1, n_parts):
+            file.seek(max(edges[-1], size * n // n_parts))
+            while (data := file.readline(MAX_LINE_BYTES)) and not data.endswith(b"\n"):
+                pass
+            edges.append(file.tell())
+    return [Span(start, end) for start, end in pairwise([*edges, size]) if end > start]
+
+
+def _split_lines(source: BinaryIO, *, n_bytes: int | None = None) -> Iterator[tuple[int, Record]]:
     line = 0
-    while data := source.readline(MAX_LINE_BYTES + 1):
+    left = sys.maxsize if n_bytes is None else n_bytes
+    while left > 0 and (data := source.readline(MAX_LINE_BYTES + 1)):
         line += 1
+        left -= len(data)
         if len(data) <= MAX_LINE_BYTES:
             yield line, b"" if data.isspace() else data
             continue
         while data and not data.endswith(b"\n"):
             data = source.readline(MAX_LINE_BYTES)
+            left -= len(data)
         yield line, RowFault("too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
 
 

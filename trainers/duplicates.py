@@ -4,19 +4,20 @@ import heapq
 import json
 from array import array
 from collections.abc import Iterator
-from hashlib import blake2b
 from typing import Any
+
+from xxhash import xxh3_64_intdigest
 
 from trainers.containers import Record
 
 _N_BUCKETS = 256  # each is looked through alone, so that only a part of the rows is in a dict at a time
-_SEED = b"residency"
+_SEED = 0x7E51DE
 
 
 def digest_record(record: Record) -> int:
     """64 bits of what a row was read from; white space around it is no part of it."""
     data = record.strip() if isinstance(record, bytes) else json.dumps(record, default=str).encode()
-    return int.from_bytes(blake2b(data, digest_size=8, key=_SEED).digest(), "little")
+    return xxh3_64_intdigest(data, _SEED)
 
 
 class Duplicates:
@@ -32,8 +33,15 @@ class Duplicates:
 
     def add(self, digest: int, *, line: int) -> None:
         """Note a row; lines come in their order."""
-        self._digests[digest % _N_BUCKETS].append(digest)
-        self._lines[digest % _N_BUCKETS].append(line)
+        bucket = digest % _N_BUCKETS
+        self._digests[bucket].append(digest)
+        self._lines[bucket].append(line)
+
+    def append(self, later: "Duplicates", *, n_lines: int) -> None:
+        """Join those of rows that come after so many lines."""
+        for bucket in range(_N_BUCKETS):
+            self._digests[bucket].extend(later._digests[bucket])
+            self._lines[bucket].extend(line + n_lines for line in later._lines[bucket])
 
     def summarize(self, *, n_first: int) -> dict[str, Any]:
         """{"count": rows that were there before, "first": [{"line", "same_as": where it was first}]}."""

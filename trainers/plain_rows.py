@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+IsPlain = Callable[[bytes], bool]
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -126,7 +127,7 @@ _CHECKS: dict[str, tuple[type[_Known], Callable[[Any], bool]]] = {
 }
 
 
-def make_check(format_: str) -> Callable[[bytes], bool] | None:
+def make_check(format_: str) -> IsPlain | None:
     """Tells whether a line of JSON is certainly a good row of this format; None where none can be told so."""
     found = _CHECKS.get(format_)
     if found is None:

@@ -30,14 +30,30 @@ class RowSample:
         self._kept: list[tuple[int, int, str]] = []  # a heap of (-digest, line, text)
         self._digests: set[int] = set()
 
+    def wants(self, digest: int) -> bool:
+        """Whether a row would come into the sample."""
+        if len(self._kept) == self._size and digest > -self._kept[0][0]:
+            return False
+        return digest not in self._digests
+
     def add(self, row: AnyRow, *, digest: int) -> None:
         """Offer a row to the sample."""
-        if digest in self._digests or (len(self._kept) == self._size and digest > -self._kept[0][0]):
+        if not self.wants(digest):
             return
-        heapq.heappush(self._kept, (-digest, row.line, _text_of(row)))
+        self._keep(digest, row.line, _text_of(row))
+
+    def _keep(self, digest: int, line: int, text: str) -> None:
+        if not self.wants(digest):
+            return
+        heapq.heappush(self._kept, (-digest, line, text))
         self._digests.add(digest)
         if len(self._kept) > self._size:
             self._digests.remove(-heapq.heappop(self._kept)[0])
+
+    def append(self, later: "RowSample", *, n_lines: int) -> None:
+        """Join the sample of rows that come after so many lines."""
+        for negative, line, text in later._kept:
+            self._keep(-negative, line + n_lines, text)
 
     def summarize(self, *, n_first: int) -> dict[str, Any]:
         """{"rows", "near_duplicates": {"count", "first": [{"line", "near", "similarity"}]}, "scripts"}.
@@ -59,15 +75,16 @@ def find_near(texts: list[tuple[int, str]]) -> list[dict[str, Any]]:
     Broder's sketches: of the hashes of all runs of words, the smallest ones stand for the whole.
     """
     found = []
-    sketches: list[list[int]] = []
+    sketches: list[frozenset[int]] = []
     having: defaultdict[int, list[int]] = defaultdict(list)
     for position, (line, text) in enumerate(texts):
         sketch = _sketch(text)
+        known = frozenset(sketch)
         earlier = sorted({other for value in sketch[:_TELLING] for other in having[value]})
-        best = max(((_compare(sketch, sketches[other]), -other) for other in earlier), default=(0.0, 0))
+        best = max(((_compare(known, sketches[other]), -other) for other in earlier), default=(0.0, 0))
         if best[0] >= NEAR:
             found.append({"line": line, "near": texts[-best[1]][0], "similarity": round(best[0], 2)})
-        sketches.append(sketch)
+        sketches.append(known)
         for value in sketch[:_TELLING]:
             if len(having[value]) < _COMPARED:
                 having[value].append(position)
@@ -98,10 +115,16 @@ def _sketch(text: str) -> list[int]:
     return sorted({crc32(" ".join(run).encode()) for run in runs})[:_SKETCH]
 
 
-def _compare(one: list[int], other: list[int]) -> float:
-    """An estimate of the part of runs that two texts share, from what is smallest in both together."""
-    smallest = sorted({*one, *other})[:_SKETCH]
-    return len({*one} & {*other} & {*smallest}) / len(smallest)
+def _compare(one: frozenset[int], other: frozenset[int]) -> float:
+    """An estimate of the part of runs that two texts share, from what is smallest in both together.
+
+    0 where it cannot be as much as NEAR, as of most pairs.
+    """
+    shared = one & other
+    if len(shared) < NEAR * max(len(one), len(other)):
+        return 0.0
+    smallest = sorted(one | other)[:_SKETCH]
+    return len(shared.intersection(smallest)) / len(smallest)
 
 
 def _text_of(row: AnyRow) -> str:

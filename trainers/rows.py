@@ -1,21 +1,24 @@
 """Training files, read row by row in bounded memory: rows in any known format, or plain text."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from trainers.containers import Record, read_records
+from trainers.containers import Record, Span, read_records
 from trainers.faults import Reason, RowFault, Unreadable, reason_of
 from trainers.json_values import load_json
+from trainers.plain_rows import IsPlain, make_check
 from trainers.row_formats import FORMATS, AnyRow, Document, RowKind, detect_format, kind_of, read_row
 from trainers.specs.layouts import PLAIN_TEXT, Layout
 
 # What a cell of a table can only hold as JSON.
 _JSON_CELLS = ("messages", "conversations", "history", "tools", "input")
 _MESSAGE_CHARS = 500
+# Given a line and its number; whether it is to be read all the same.
+TakePlain = Callable[[bytes, int], bool]
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -36,17 +39,33 @@ class Rows:
     first valid row decides it. Counts are complete once the iteration has ended.
     """
 
-    def __init__(self, path: Path, layout: Layout):
-        self._path = path
-        self._layout = layout
-        self.format: str | None = PLAIN_TEXT if layout.container == "txt" else layout.format
+    def __init__(
+        self, path: Path, layout: Layout, *, span: Span | None = None, format: str | None = None
+    ) -> None:
+        """span: a part of a file of lines. format: that of the rows before it."""
+        self._path, self._layout, self._span = path, layout, span
+        self.format: str | None = format or (PLAIN_TEXT if layout.container == "txt" else layout.format)
         self.n_rows = 0  # rows that hold something, valid or not
         self.blank_lines = 0
         self.record: Record = b""  # what the last item was read from
 
     def __iter__(self) -> Iterator[AnyRow | RowError]:
+        return self._iterate(None)
+
+    def skim(self, take_plain: TakePlain) -> Iterator[AnyRow | RowError]:
+        """As an iteration, but lines that are good rows beyond doubt go to `take_plain`, and only those that
+        it says True of are read. They are most lines of most files, and a reading costs ten times as much.
+        """
+        return self._iterate(take_plain)
+
+    def _iterate(self, take_plain: TakePlain | None) -> Iterator[AnyRow | RowError]:
+        is_plain = self._make_plain_check()
         try:
-            for line, record in read_records(self._path, self._layout):
+            for line, record in read_records(self._path, self._layout, span=self._span):
+                if is_plain and take_plain and isinstance(record, bytes) and is_plain(record):
+                    if not take_plain(record, line):
+                        self.n_rows += 1
+                        continue
                 if record == b"":
                     self.blank_lines += 1
                     continue
@@ -54,12 +73,14 @@ class Rows:
                 self.record = record
                 try:
                     yield self._read(record, line=line)
+                    if take_plain and is_plain is None:
+                        is_plain = self._make_plain_check()
                 except ValueError as error:
                     yield RowError(line, _shorten(str(error)), reason_of(error))
         except Unreadable as error:
             yield RowError(error.line, _shorten(str(error)), error.code, ends_file=True)
             return
-        if self.n_rows == 0:
+        if self.n_rows == 0 and not self._span:
             message = "the file holds no rows" if self.blank_lines else "the file is empty"
             yield RowError(1, message, "empty_file", ends_file=True)
 
@@ -68,13 +89,22 @@ class Rows:
         """What the rows are to a method; None before the first valid one."""
         return kind_of(self.format) if self.format else None
 
+    def _make_plain_check(self) -> IsPlain | None:
+        if self._layout.container not in ("jsonl", "json") or self._layout.column_map or not self.format:
+            return None
+        return make_check(self.format)
+
     def _read(self, record: Record, *, line: int) -> AnyRow:
         if isinstance(record, RowFault):
             raise record
         if self.format == PLAIN_TEXT:
             assert isinstance(record, bytes)
             return Document(line, _decode(record).rstrip("\r\n"))
-        row = _parse(_decode(record), first=line == 1) if isinstance(record, bytes) else record
+        row = (
+            _parse(_decode(record), first=line == 1 and not self._span)
+            if isinstance(record, bytes)
+            else record
+        )
         if self._layout.column_map:
             row = _rename(row, self._layout.column_map)
         if self._layout.container in ("csv", "tsv"):

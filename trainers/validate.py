@@ -1,95 +1,73 @@
 """Checks a training file: `python -m trainers.validate FILE [--layout JSON] --report OUT.json`.
 
-Errors in the data are findings, so they go into the report and the exit status is 0.
+Errors in the data are findings, so they go into the report and the exit status is 0. The report has the
+`sha256` of the bytes too.
 """
 
 import argparse
 import json
+import os
 import sys
-from collections import Counter, defaultdict
-from itertools import pairwise
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from trainers.artifacts import write_json
-from trainers.duplicates import Duplicates, digest_record
-from trainers.messages import Message
-from trainers.row_formats import AnyRow, Document, Prompt, Row
-from trainers.row_sample import RowSample
+from trainers.artifacts import digest_file, write_json
+from trainers.containers import Span, split_file
+from trainers.faults import Unreadable
+from trainers.findings import Findings
 from trainers.rows import RowError, Rows
 from trainers.specs.layouts import Layout
 
-N_FIRST = 100  # lines that are named of each kind of finding; all are counted
-NOTICES = ("empty_turn", "role_order")
+_SPAWN = get_context("spawn")
+_PART_BYTES = 64 << 20  # at least: a process costs more than it saves on less
 
 
-def check_file(path: Path, layout: Layout) -> dict[str, Any]:
+def check_file(path: Path, layout: Layout, *, n_processes: int = 1) -> dict[str, Any]:
     """What is in a file, and what is wrong with it, in memory that only the number of its rows adds to.
 
     {rows, rows_used, rows_refused, blank_lines, format, kind, whole, max_invalid_fraction, accepted,
     reasons: {code: count}, errors: [{line, code, message}], notices: {code: {count, lines}},
     duplicates: {count, first}, sample}. Every row is used or refused, unless the file is not `whole`: then
-    reading ended early.
+    reading ended early. The report is the same for every number of processes.
     """
-    rows = Rows(path, layout)
-    reasons: Counter[str] = Counter()
-    errors: list[dict[str, Any]] = []
-    notices: dict[str, list[int]] = {code: [] for code in NOTICES}
-    n_noticed: defaultdict[str, int] = defaultdict(int)
-    duplicates, sample = Duplicates(), RowSample()
-    n_used, whole = 0, True
-    for row in rows:
-        if isinstance(row, RowError):
-            whole = whole and not row.ends_file
-            reasons[row.code] += 1
-            if reasons[row.code] <= N_FIRST:
-                errors.append({"line": row.line, "code": row.code, "message": row.message})
-            continue
-        n_used += 1
-        digest = digest_record(rows.record)
-        duplicates.add(digest, line=row.line)
-        sample.add(row, digest=digest)
-        for code in find_notices(row):
-            n_noticed[code] += 1
-            if n_noticed[code] <= N_FIRST:
-                notices[code].append(row.line)
-    n_refused = rows.n_rows - n_used
-    return {
-        "rows": rows.n_rows,
-        "rows_used": n_used,
-        "rows_refused": n_refused,
-        "blank_lines": rows.blank_lines,
-        "format": rows.format,
-        "kind": rows.kind,
-        "whole": whole,
-        "max_invalid_fraction": layout.max_invalid_fraction,
-        "accepted": whole and n_used > 0 and n_refused <= layout.max_invalid_fraction * rows.n_rows,
-        "reasons": dict(reasons.most_common()),
-        "errors": errors,
-        "notices": {code: {"count": n_noticed[code], "lines": lines} for code, lines in notices.items()},
-        "duplicates": duplicates.summarize(n_first=N_FIRST),
-        "sample": sample.summarize(n_first=N_FIRST),
-    }
+    spans = _split(path, layout, n_parts=n_processes)
+    found = _collect_side_by_side(path, layout, spans) if len(spans) > 1 else Findings()
+    if not found.n_rows:
+        found = Findings().collect(Rows(path, layout))
+    return found.summarize(max_invalid_fraction=layout.max_invalid_fraction)
 
 
-def find_notices(row: AnyRow) -> list[str]:
-    """What may be meant and is trained on as it is: turns that say nothing, and roles out of their order."""
-    if isinstance(row, Document):
+def _split(path: Path, layout: Layout, *, n_parts: int) -> list[Span]:
+    if layout.container != "jsonl" or layout.gzip or n_parts < 2:
         return []
-    messages = row.messages if isinstance(row, Row | Prompt) else row.prompt
-    found = [any(_is_empty(message) for message in messages), not _in_order(messages)]
-    return [code for code, is_so in zip(NOTICES, found, strict=True) if is_so]
+    try:
+        return split_file(path, n_parts=n_parts)
+    except Unreadable:
+        return []  # to be told by who reads it
 
 
-def _is_empty(message: Message) -> bool:
-    return not message["content"].strip() and not message.get("tool_calls")
+def _collect_side_by_side(path: Path, layout: Layout, spans: list[Span]) -> Findings:
+    look = partial(_look, path, layout, format=_find_format(path, layout))
+    with ProcessPoolExecutor(len(spans) - 1, mp_context=_SPAWN) as pool:
+        later = [pool.submit(look, span) for span in spans[1:]]
+        found = _look(path, layout, spans[0], format=None)
+        for part in later:
+            found.append(part.result())
+    return found
 
 
-def _in_order(messages: list[Message]) -> bool:
-    """Whether users and assistants take turns, after the system at most."""
-    roles = [message["role"] for message in messages]
-    repeated = any(one == next_ and one in ("user", "assistant") for one, next_ in pairwise(roles))
-    return not repeated and "system" not in roles[1:]
+def _find_format(path: Path, layout: Layout) -> str | None:
+    """The format of the first good row, which is that of all."""
+    rows = Rows(path, layout)
+    next((row for row in rows if not isinstance(row, RowError)), None)
+    return rows.format
+
+
+def _look(path: Path, layout: Layout, span: Span, *, format: str | None) -> Findings:
+    return Findings().collect(Rows(path, layout, span=span, format=format))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args(arguments)
     layout = Layout(**options.layout) if options.layout is not None else Layout.of(options.file.name)
-    write_json(options.report, check_file(options.file, layout))
+    n_processes = min(os.cpu_count() or 1, options.file.stat().st_size // _PART_BYTES)
+    with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
+        digest = pool.submit(digest_file, options.file) if n_processes > 1 else None
+        report = check_file(options.file, layout, n_processes=n_processes)
+        report["sha256"] = digest.result() if digest else digest_file(options.file)
+    write_json(options.report, report)
     return 0
 
 

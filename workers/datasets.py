@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db import blobs, files, jobs, sources, tasks
 from db.blobs import BlobWriter
-from db.errors import Corrupt, LeaseLost
+from db.errors import LeaseLost
 from db.models import File
 from db.session import Database
 from db.settings import DatabaseSettings
@@ -69,10 +69,8 @@ def _fetch_and_check(
         sha256 = fetched["sha256"]
     report_path = scratch / "report.json"
     blob = blobs.path_of(DatabaseSettings().blobs_dir, file.org_id, sha256)
-    try:
-        blobs.verify(blob, sha256=sha256, each_gib=lambda: heartbeat.beat(lambda _: None))
-    except Corrupt as error:
-        return partial(_record, report={}, error=str(error))
+    if not blob.is_file():
+        return partial(_record, report={}, error=blobs.describe_change(sha256))
     layout = json.dumps(dataclasses.asdict(layout_of(file)))
     argv = processes.module_command(
         "trainers.validate", str(blob), "--layout", layout, "--report", str(report_path)
@@ -84,6 +82,8 @@ def _fetch_and_check(
         heartbeat=heartbeat,
         log_path=scratch / "log.txt",
     )
+    if report and report.pop("sha256") != sha256:
+        return partial(_record, report={}, error=blobs.describe_change(sha256))
     return partial(_record, report=report, error=describe_errors(report) if report else None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from trainers.rows import RowError, Rows
 from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
@@ -176,3 +177,18 @@ def test_a_million_rows_are_checked_in_bounded_memory(tmp_path: Path) -> None:
     rows, duplicates, growth = map(int, done.stdout.split())
     assert (rows, duplicates) == (1_000_000, 0)
     assert growth < GROWTH_BYTES
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("n_processes", [2, 3])
+def test_the_report_of_parts_is_that_of_the_whole(tmp_path: Path, seed: int, n_processes: int) -> None:
+    chance = random.Random(seed)
+    rows = chance.choices(FAULTY, k=400)
+    rows += [{"messages": [ASK, {**TELL, "content": f"{n}."}]} for n in range(400)]
+    chance.shuffle(rows)
+    path = write(tmp_path / "rows.jsonl", rows)
+    whole = check_file(path, Layout())
+    assert check_file(path, Layout(), n_processes=n_processes) == whole
+    read = [*Rows(path, Layout())]
+    assert whole["rows_used"] == sum(not isinstance(row, RowError) for row in read)
+    assert sum(whole["reasons"].values()) == sum(isinstance(row, RowError) for row in read)

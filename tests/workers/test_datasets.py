@@ -1,11 +1,9 @@
 """Training files are checked as they were uploaded: bytes that the disk has changed are noticed (G20)."""
 
-from pathlib import Path
 
 import pytest
 
 from db import blobs, files
-from db.errors import Corrupt
 from db.models import File
 from db.settings import DatabaseSettings
 from tests.db.world import World
@@ -45,13 +43,3 @@ def test_a_file_is_checked_as_it_was_uploaded(world: World, settings: WorkerSett
     assert checked.status_details is not None
     assert "have changed on the disk" in checked.status_details
     assert file.sha256 in checked.status_details
-
-
-def test_a_long_read_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blobs, "_CHUNKS_PER_GIB", 2)
-    path = tmp_path / "blob"
-    path.write_bytes(b"x" * (5 << 20))
-    beats: list[int] = []
-    with pytest.raises(Corrupt):
-        blobs.verify(path, sha256="0" * 64, each_gib=lambda: beats.append(1))
-    assert len(beats) == 2

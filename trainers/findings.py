@@ -1,0 +1,129 @@
+"""What is found in a training file, or in a part of one: parts are looked at side by side and joined."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from trainers.duplicates import Duplicates, digest_record
+from trainers.messages import Message
+from trainers.row_formats import AnyRow, Document, Prompt, Row, RowKind
+from trainers.row_sample import RowSample
+from trainers.rows import RowError, Rows
+
+N_FIRST = 100  # lines that are named of each kind of finding; all are counted
+NOTICES = ("empty_turn", "role_order")
+
+
+@dataclass
+class Findings:
+    """Counts, the first lines of each kind, and what duplicates and the sample are found from."""
+
+    n_rows: int = 0
+    n_used: int = 0
+    blank_lines: int = 0
+    format: str | None = None
+    kind: RowKind | None = None
+    whole: bool = True
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: list[RowError] = field(default_factory=list)
+    n_noticed: Counter[str] = field(default_factory=Counter)
+    noticed: list[tuple[str, int]] = field(default_factory=list)  # (which, line)
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    sample: RowSample = field(default_factory=RowSample)
+
+    def collect(self, rows: Rows) -> "Findings":
+        """Look at every row."""
+        for row in rows.skim(self._take_plain):
+            if isinstance(row, RowError):
+                self._add_error(row)
+                continue
+            self.n_used += 1
+            digest = digest_record(rows.record)
+            self.duplicates.add(digest, line=row.line)
+            self.sample.add(row, digest=digest)
+            for which in find_notices(row):
+                self._add_notice(which, row.line)
+        self.n_rows, self.blank_lines = rows.n_rows, rows.blank_lines
+        self.format, self.kind = rows.format, rows.kind
+        return self
+
+    def append(self, later: "Findings") -> None:
+        """Join what was found in the part of a file that comes after this one."""
+        n_lines = self.n_rows + self.blank_lines  # of a part of a file every line is one of the two
+        for error in later.errors:
+            self._add_error(replace(error, line=error.line + n_lines))
+        for which, line in later.noticed:
+            self._add_notice(which, line + n_lines)
+        # Above, those of which the lines are known were counted.
+        self.reasons += later.reasons - Counter(error.code for error in later.errors)
+        self.n_noticed += later.n_noticed - Counter(which for which, _ in later.noticed)
+        self.duplicates.append(later.duplicates, n_lines=n_lines)
+        self.sample.append(later.sample, n_lines=n_lines)
+        self.n_rows += later.n_rows
+        self.n_used += later.n_used
+        self.blank_lines += later.blank_lines
+        self.format, self.kind = self.format or later.format, self.kind or later.kind
+
+    def summarize(self, *, max_invalid_fraction: float) -> dict[str, Any]:
+        """The report, as `check_file` describes it."""
+        n_refused = self.n_rows - self.n_used
+        fits = self.n_used > 0 and n_refused <= max_invalid_fraction * self.n_rows
+        lines = {which: [line for other, line in self.noticed if other == which] for which in NOTICES}
+        return {
+            "rows": self.n_rows,
+            "rows_used": self.n_used,
+            "rows_refused": n_refused,
+            "blank_lines": self.blank_lines,
+            "format": self.format,
+            "kind": self.kind,
+            "whole": self.whole,
+            "max_invalid_fraction": max_invalid_fraction,
+            "accepted": self.whole and fits,
+            "reasons": dict(self.reasons.most_common()),
+            "errors": [
+                {"line": error.line, "code": error.code, "message": error.message} for error in self.errors
+            ],
+            "notices": {which: {"count": self.n_noticed[which], "lines": lines[which]} for which in NOTICES},
+            "duplicates": self.duplicates.summarize(n_first=N_FIRST),
+            "sample": self.sample.summarize(n_first=N_FIRST),
+        }
+
+    def _take_plain(self, record: bytes, line: int) -> bool:
+        digest = digest_record(record)
+        if self.sample.wants(digest):
+            return True
+        self.n_used += 1
+        self.duplicates.add(digest, line=line)
+        return False
+
+    def _add_error(self, error: RowError) -> None:
+        self.whole = self.whole and not error.ends_file
+        self.reasons[error.code] += 1
+        if self.reasons[error.code] <= N_FIRST:
+            self.errors.append(error)
+
+    def _add_notice(self, which: str, line: int) -> None:
+        self.n_noticed[which] += 1
+        if self.n_noticed[which] <= N_FIRST:
+            self.noticed.append((which, line))
+
+
+def find_notices(row: AnyRow) -> list[str]:
+    """What may be meant and is trained on as it is: turns that say nothing, and roles out of their order."""
+    if isinstance(row, Document):
+        return []
+    messages = row.messages if isinstance(row, Row | Prompt) else row.prompt
+    found = [any(_is_empty(message) for message in messages), not _in_order(messages)]
+    return [code for code, is_so in zip(NOTICES, found, strict=True) if is_so]
+
+
+def _is_empty(message: Message) -> bool:
+    return not message["content"].strip() and not message.get("tool_calls")
+
+
+def _in_order(messages: list[Message]) -> bool:
+    """Whether users and assistants take turns, after the system at most."""
+    roles = [message["role"] for message in messages]
+    repeated = any(one == next_ and one in ("user", "assistant") for one, next_ in pairwise(roles))
+    return not repeated and "system" not in roles[1:]
