@@ -183,7 +183,7 @@ def test_a_million_rows_are_checked_in_bounded_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_processes", [2, 3])
 def test_the_report_of_parts_is_that_of_the_whole(tmp_path: Path, seed: int, n_processes: int) -> None:
     chance = random.Random(seed)
-    rows = chance.choices(FAULTY, k=400)
+    rows = chance.choices(FAULTY, k=300) + chance.choices(FAULTY[3:6], k=1200)  # more than are named
     rows += [{"messages": [ASK, {**TELL, "content": f"{n}."}]} for n in range(400)]
     chance.shuffle(rows)
     path = write(tmp_path / "rows.jsonl", rows)
