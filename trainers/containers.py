@@ -22,6 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _BATCH_ROWS = 64
 # A whole string, or what opens, parts and closes values; a lone quote is a string that goes on.
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
+_DICTIONARIES = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
 
 
@@ -256,21 +257,35 @@ def _read_parquet(path: Path, layout: Layout) -> Iterator[tuple[int, Record]]:
         yield from _read_batches(unpacked if layout.gzip else packed, limit_bytes=layout.max_unpacked_bytes)
 
 
+def _stored_once(groups: list[Any]) -> list[str]:
+    """The columns whose texts may be stored once for many rows, and so can stay one in memory.
+
+    Arrow can do so neither within lists nor beside some encodings.
+    """
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    texts = {c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY"}
+    other = {c.path_in_schema for c in chunks if not _DICTIONARIES.issuperset(c.encodings)}
+    return sorted(path for path in texts - other if "." not in path)
+
+
 def _read_batches(file: Any, *, limit_bytes: int) -> Iterator[tuple[int, Record]]:
     import pyarrow
     from pyarrow import parquet
 
     row = 0
     try:
-        table = parquet.ParquetFile(file, pre_buffer=False)
-        groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+        found = parquet.read_metadata(file)
+        groups = [found.row_group(i) for i in range(found.num_row_groups)]
+        table = parquet.ParquetFile(
+            file, metadata=found, pre_buffer=False, read_dictionary=_stored_once(groups)
+        )
         if sum(group.total_byte_size for group in groups) > limit_bytes:
             message = f"unpacked, the file has more than the {limit_bytes} bytes allowed"
             raise Unreadable("too_large", message, line=1)
         for batch in table.iter_batches(_BATCH_ROWS, use_threads=False):
-            for found in batch.to_pylist():
+            for i in range(batch.num_rows):
                 row += 1
-                yield row, found
+                yield row, batch.slice(i, 1).to_pylist()[0]
     except Unreadable:
         raise
     # Whatever arrow stumbles over is in the file: what it raises has no class in common.

@@ -89,6 +89,8 @@ def test_what_is_said_of_the_rows_is_echoed(client):
         ({"format": "alpacca"}, "format", "did you mean 'alpaca'"),
         ({"column_map": '{"qestion": "Frage"}'}, "column_map", "did you mean 'question'"),
         ({"column_map": "question"}, "column_map", "must be an object"),
+        ({"column_map": '{"question": "\\ud800"}'}, "column_map", "half of a surrogate pair"),
+        ({"column_map": '{"\\ud800": "a"}'}, "column_map", "no key"),
         ({"column_map": '{"question": 1}'}, "column_map", "must be an object"),
         ({"column_map": "[" * 60_000}, "column_map", "must be an object"),
         ({"column_map[question]": "a", "column_map[system]": "a"}, "column_map", "same column"),

@@ -75,7 +75,7 @@ def check_all_is_told(path: Path, layout: Layout) -> dict[str, Any]:
     report = check_file(path, layout)
     assert (report["rows"], report["rows_used"], report["rows_refused"]) == (rows.n_rows, used, reported)
     assert sum(report["reasons"].values()) == reported + (not report["whole"])
-    json.dumps(report).encode()
+    json.dumps(report, ensure_ascii=False).encode()
     return report
 
 

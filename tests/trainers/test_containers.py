@@ -3,18 +3,20 @@
 import csv
 import gzip
 import json
+import random
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from trainers.containers import MAX_LINE_BYTES
+from trainers.containers import MAX_LINE_BYTES, read_records
 from trainers.row_formats import AnyRow, Document, Pair, Prompt, Row
 from trainers.rows import RowError, Rows, count_rows
 from trainers.specs.layouts import CONTAINERS, Layout
@@ -180,6 +182,50 @@ def test_the_rows_of_parquet_count_as_lines_and_may_hold_lists(read) -> None:
     chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     found = read("rows.parquet", as_parquet([{"messages": chat}, {"messages": []}, {"messages": chat}]))
     assert (talks(found), errors(found)) == ([["Q", "A"], ["Q", "A"]], [(2, "empty_value")])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"use_dictionary": False},
+        {"use_dictionary": False, "column_encoding": {"system": "DELTA_BYTE_ARRAY"}},
+    ],
+)
+def test_parquet_of_several_row_groups_gives_each_row_as_it_was_written(tmp_path: Path, written: Any) -> None:
+    draw = random.Random(1)
+
+    def text() -> str | None:
+        return None if draw.random() < 0.1 else draw.choice("ab") * draw.randint(0, 6) + str(draw.random())
+
+    rows = [
+        {
+            "id": n,
+            "system": text(),
+            "messages": [{"role": text(), "content": text()} for _ in range(draw.randint(0, 4))],
+        }
+        for n in range(3000)
+    ]
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=700, **written)
+    assert [row for _, row in read_records(path, Layout("parquet"))] == rows
+
+
+def test_a_text_that_parquet_stores_once_for_many_rows_is_held_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    once = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200, pyarrow.int32()), ["x" * (8 << 20)])
+    parquet.write_table(pyarrow.table({"text": once}), path, compression="zstd", store_schema=False)
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom pyarrow import parquet\n"
+        "from trainers.rows import Rows\nfrom trainers.specs import Layout\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = peak()\n"
+        "print(sum(1 for _ in Rows(Path(sys.argv[1]), Layout('parquet'))), peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    rows, growth_mib = map(int, done.stdout.split())
+    assert rows == 200
+    assert growth_mib < 200
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 100, as_parquet(ROWS)[:-9], b"{}\n"])

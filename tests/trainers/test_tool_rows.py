@@ -182,7 +182,7 @@ def turns(*pairs: tuple[str, Any]) -> dict:
         (talk(CALL, {**RESULT, "weight": 1}), "only assistant messages have a weight"),
         (
             {"messages": [USER, ANSWER, CALL, RESULT], "chosen": "a", "rejected": "b"},
-            "'prompt' must be a text",
+            "'prompt' is missing",
         ),
         (talk(tools={"type": "function"}), "'tools' must be a list of tools, not an object"),
         (talk(tools="{"), "tools is not JSON"),

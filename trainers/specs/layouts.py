@@ -122,6 +122,8 @@ def _check_wishes(container: str, format: str | None, column_map: dict[str, str]
         if key not in known:
             rows = f"rows of the format '{format}' have" if format else "rows have"
             raise SpecError(f"{rows} no key '{key}'{_hint(key, sorted(known))}", param="column_map")
+    if any("\ud800" <= letter <= "\udfff" for column in column_map.values() for letter in column):
+        raise SpecError("a column's name holds half of a surrogate pair", param="column_map")
     if len(set(column_map.values())) < len(column_map):
         raise SpecError("two keys are read from the same column", param="column_map")
 
