@@ -66,7 +66,7 @@ async def create_file(
 ) -> FileObject:
     """Store a file. The rows of training files are checked afterwards: watch `status`.
 
-    The body is read here, not by the framework: only then is it known that the caller has a key.
+    The body goes to its place as it comes, and is written only once.
     """
     with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
         form = await multipart.read_upload(

@@ -1,5 +1,6 @@
 """/v1/uploads: large files in parts, in any order; what has come is not lost when a connection is."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, Request
@@ -85,7 +86,7 @@ async def add_part(
         if writer.size_bytes == 0:
             raise ApiError(400, "empty_file", "The part is empty.", param="data")
         part = await run_in_threadpool(
-            _store, database, writer, upload_id, org_id=caller.org_id, settings=settings
+            _store, database, writer, upload_id, org_id=caller.org_id, blobs_dir=settings.blobs_dir
         )
     return render.upload_part_object(part)
 
@@ -96,11 +97,11 @@ def _check_pending(database: Database, upload_id: str, *, org_id: str) -> None:
 
 
 def _store(
-    database: Database, writer: BlobWriter, upload_id: str, *, org_id: str, settings: SettingsDep
+    database: Database, writer: BlobWriter, upload_id: str, *, org_id: str, blobs_dir: Path
 ) -> UploadPart:
     writer.sync()
     with database.write() as session:
-        return uploads.add_part(session, writer, upload_id, org_id=org_id, blobs_dir=settings.blobs_dir)
+        return uploads.add_part(session, writer, upload_id, org_id=org_id, blobs_dir=blobs_dir)
 
 
 @router.post("/{upload_id}/complete", summary="Complete upload")
