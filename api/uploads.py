@@ -11,6 +11,7 @@ from api import multipart, render
 from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
+from api.intake import on_disk
 from api.once import OnceDep
 from api.upload_schemas import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
 from db import uploads
@@ -75,7 +76,7 @@ async def add_part(
 ) -> UploadPartObject:
     """Store a part. Parts may come in any order; the same bytes sent again are the same part."""
     await run_in_threadpool(_check_pending, database, upload_id, org_id=caller.org_id)
-    with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
+    with await on_disk(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
         form = await multipart.read_upload(request, writer, file_field="data", max_file_bytes=PART_MAX_BYTES)
         for name in form.fields:
             raise ApiError(400, "unknown_parameter", f"Unknown parameter: '{name}'.", param=name)
@@ -85,7 +86,7 @@ async def add_part(
             )
         if writer.size_bytes == 0:
             raise ApiError(400, "empty_file", "The part is empty.", param="data")
-        part = await run_in_threadpool(
+        part = await on_disk(
             _store, database, writer, upload_id, org_id=caller.org_id, blobs_dir=settings.blobs_dir
         )
     return render.upload_part_object(part)
@@ -105,7 +106,7 @@ def _store(
 
 
 @router.post("/{upload_id}/complete", summary="Complete upload")
-def complete_upload(
+async def complete_upload(
     upload_id: str,
     body: CompleteUpload,
     caller: CallerDep,
@@ -114,7 +115,8 @@ def complete_upload(
     background: BackgroundTasks,
 ) -> UploadObject:
     """Make a file of the parts. When it is refused, the upload waits for better parts."""
-    uploads.complete(
+    await on_disk(
+        uploads.complete,
         database,
         upload_id,
         org_id=caller.org_id,
@@ -123,7 +125,7 @@ def complete_upload(
         blobs_dir=settings.blobs_dir,
     )
     background.add_task(ring, "cpu")
-    return _see(database, upload_id, org_id=caller.org_id)
+    return await run_in_threadpool(_see, database, upload_id, org_id=caller.org_id)
 
 
 @router.post("/{upload_id}/cancel", summary="Cancel upload")

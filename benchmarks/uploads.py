@@ -154,7 +154,7 @@ def watch(stack: Stack, api: psutil.Process, *, until: Callable[[int], bool]) ->
             took_ms.append((time.perf_counter() - started_s) * 1000)
             answer.raise_for_status()
             most_bytes = max(most_bytes, api.memory_info().rss)
-    cuts = statistics.quantiles(took_ms, n=100) if len(took_ms) > 1 else took_ms * 99
+    cuts = statistics.quantiles(took_ms, n=100, method="inclusive") if len(took_ms) > 1 else took_ms * 99
     return {
         "requests": len(took_ms),
         "p50_ms": round(cuts[49], 2),
