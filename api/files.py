@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
@@ -69,15 +68,15 @@ async def create_file(
 ) -> FileObject:
     """Store a file. The rows of training files are checked afterwards: watch `status`.
 
-    The body is read here, not by the framework: only then is it known that the caller has a key.
+    The body goes to its place as it comes, and is written only once.
     """
-    with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
+    with await intake.on_disk(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
         form = await multipart.read_upload(
             request, writer, file_field="file", max_file_bytes=settings.max_upload_bytes
         )
         wishes = _check(form)
         _refuse_empty(writer)
-        answer = await run_in_threadpool(_store, once, writer, org_id=caller.org_id, wishes=wishes)
+        answer = await intake.on_disk(_store, once, writer, org_id=caller.org_id, wishes=wishes)
     background.add_task(ring, "cpu")
     return FileObject.model_validate(answer)
 
@@ -115,13 +114,13 @@ async def put_file(
         **reading.read(said, filename=filename, purpose=purpose),
     }
     promised = [digest.lower() for digest in (sha256, digests.read(repr_digest or "")) if digest]
-    with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
+    with await intake.on_disk(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
         await intake.read_raw(request, writer, limit_bytes=settings.max_upload_bytes)
         _refuse_empty(writer)
         if any(digest != writer.sha256 for digest in promised):
             message = f"The bytes that came have the SHA-256 digest {writer.sha256}."
             raise ApiError(400, "digest_mismatch", message, param="sha256" if sha256 else digests.HEADER)
-        answer = await run_in_threadpool(_store, once, writer, org_id=caller.org_id, wishes=wishes)
+        answer = await intake.on_disk(_store, once, writer, org_id=caller.org_id, wishes=wishes)
     background.add_task(ring, "cpu")
     return FileObject.model_validate(answer)
 

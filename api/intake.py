@@ -1,9 +1,13 @@
 """Bytes of a request on their way to the disk: the next ones arrive while the last ones are written."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
-from fastapi.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from starlette.requests import Request
 
 from api.middleware import allow_body
@@ -11,10 +15,24 @@ from db.blobs import BlobWriter
 
 # A hundred uploads at once hold two of these each.
 LOAD_BYTES = 512 * 1024
+# Beside those that serve all other requests: uploads that wait for the disk keep nobody else waiting.
+_THREADS = 8
+_limiter: RunVar[CapacityLimiter] = RunVar("disk threads")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do `work` in one of the few threads that are for the bytes of uploads."""
+    limiter = _limiter.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(_THREADS)
+        _limiter.set(limiter)
+    return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=limiter)
 
 
 class Intake:
-    """Hands loads of bytes to a writer in the thread pool, one at a time; waits for the last at its end."""
+    """Hands loads of bytes to a writer in a thread, one at a time; waits for the last at its end."""
 
     def __init__(self, writer: BlobWriter) -> None:
         self._writer = writer
@@ -37,7 +55,7 @@ class Intake:
         if self._writing is not None:
             await asyncio.wait({self._writing})
             self._writing.result()
-        self._writing = asyncio.create_task(run_in_threadpool(self._writer.write, load))
+        self._writing = asyncio.create_task(on_disk(self._writer.write, load))
 
 
 async def read_raw(request: Request, writer: BlobWriter, *, limit_bytes: int) -> None:

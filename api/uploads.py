@@ -1,5 +1,6 @@
 """/v1/uploads: large files in parts, in any order; what has come is not lost when a connection is."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, Request
@@ -10,6 +11,7 @@ from api import multipart, reading, render
 from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
+from api.intake import on_disk
 from api.once import OnceDep
 from api.upload_schemas import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
 from db import uploads
@@ -76,7 +78,7 @@ async def add_part(
 ) -> UploadPartObject:
     """Store a part. Parts may come in any order; the same bytes sent again are the same part."""
     await run_in_threadpool(_check_pending, database, upload_id, org_id=caller.org_id)
-    with await run_in_threadpool(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
+    with await on_disk(BlobWriter, settings.blobs_dir, caller.org_id) as writer:
         form = await multipart.read_upload(request, writer, file_field="data", max_file_bytes=PART_MAX_BYTES)
         for name in form.fields:
             raise ApiError(400, "unknown_parameter", f"Unknown parameter: '{name}'.", param=name)
@@ -86,8 +88,8 @@ async def add_part(
             )
         if writer.size_bytes == 0:
             raise ApiError(400, "empty_file", "The part is empty.", param="data")
-        part = await run_in_threadpool(
-            _store, database, writer, upload_id, org_id=caller.org_id, settings=settings
+        part = await on_disk(
+            _store, database, writer, upload_id, org_id=caller.org_id, blobs_dir=settings.blobs_dir
         )
     return render.upload_part_object(part)
 
@@ -98,15 +100,15 @@ def _check_pending(database: Database, upload_id: str, *, org_id: str) -> None:
 
 
 def _store(
-    database: Database, writer: BlobWriter, upload_id: str, *, org_id: str, settings: SettingsDep
+    database: Database, writer: BlobWriter, upload_id: str, *, org_id: str, blobs_dir: Path
 ) -> UploadPart:
     writer.sync()
     with database.write() as session:
-        return uploads.add_part(session, writer, upload_id, org_id=org_id, blobs_dir=settings.blobs_dir)
+        return uploads.add_part(session, writer, upload_id, org_id=org_id, blobs_dir=blobs_dir)
 
 
 @router.post("/{upload_id}/complete", summary="Complete upload")
-def complete_upload(
+async def complete_upload(
     upload_id: str,
     body: CompleteUpload,
     caller: CallerDep,
@@ -115,7 +117,8 @@ def complete_upload(
     background: BackgroundTasks,
 ) -> UploadObject:
     """Make a file of the parts. When it is refused, the upload waits for better parts."""
-    uploads.complete(
+    await on_disk(
+        uploads.complete,
         database,
         upload_id,
         org_id=caller.org_id,
@@ -124,7 +127,7 @@ def complete_upload(
         blobs_dir=settings.blobs_dir,
     )
     background.add_task(ring, "cpu")
-    return _see(database, upload_id, org_id=caller.org_id)
+    return await run_in_threadpool(_see, database, upload_id, org_id=caller.org_id)
 
 
 @router.post("/{upload_id}/cancel", summary="Cancel upload")

@@ -2,8 +2,11 @@
 
 import base64
 import hashlib
+import threading
 
+import anyio
 import pytest
+from fastapi.concurrency import run_in_threadpool
 
 from api import digests, intake
 from tests.api.test_files import leftovers, upload
@@ -137,3 +140,20 @@ def test_names_are_only_labels(client, settings, given, shown):
     file = put(client, filename=given, purpose="batch").json()
     assert file["filename"] == shown
     assert [path.name for path in leftovers(settings)] == [file["sha256"]]
+
+
+def test_uploads_that_wait_for_the_disk_keep_nobody_else_waiting():
+    disk = threading.Event()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(intake.on_disk, disk.wait)
+            await anyio.wait_all_tasks_blocked()
+            try:
+                with anyio.fail_after(5):
+                    assert await run_in_threadpool(disk.is_set) is False
+            finally:
+                disk.set()
+
+    anyio.run(main)

@@ -1,15 +1,19 @@
 """Uploads in parts under races: one file, no bytes without a row, none left of what has ended."""
 
 import os
+import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from db import upkeep, uploads
 from db.blobs import BlobWriter
-from db.errors import Conflict, NotFound
+from db.errors import Conflict, Corrupt, NotFound
 from db.models import File, Upload, UploadPart
 from db.session import Database
 from db.settings import DatabaseSettings
@@ -75,6 +79,43 @@ def test_equal_completions_at_once_make_one_file(world: World):
     assert outcomes == [None] * 4
     assert count(world, File) == 1
     assert part_files(world) == []
+
+
+class OvertakenDatabase(Database):
+    """Lets something happen right after the first reading."""
+
+    def __init__(self, url: str, overtake: Callable[[], object]) -> None:
+        super().__init__(url)
+        self._waiting = [overtake]
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with super().read() as session:
+            yield session
+        while self._waiting:
+            self._waiting.pop()()
+
+
+@pytest.mark.parametrize(
+    ("overtake", "outcome"),
+    [("the same completion", None), ("a cancel", Conflict), ("a failing disk", Corrupt)],
+)
+def test_parts_that_go_during_a_completion(world: World, overtake: str, outcome: type | None):
+    upload_id = begin(world)
+    ids = [add_part(world, upload_id, half) for half in HALVES]
+    happens = {
+        "the same completion": lambda: complete(world, upload_id, ids),
+        "a cancel": lambda: cancel(world, upload_id),
+        "a failing disk": lambda: shutil.rmtree(world.blobs_dir / "parts"),
+    }
+    database = OvertakenDatabase(world.database.url, happens[overtake])
+
+    with nullcontext() if outcome is None else pytest.raises(outcome):
+        complete(world, upload_id, ids, database=database)
+
+    database.dispose()
+    assert count(world, File) == (1 if outcome is None else 0)
+    assert list((world.blobs_dir / "incoming").iterdir()) == []
 
 
 def test_equal_parts_at_once_are_one(world: World):

@@ -1,6 +1,5 @@
 """Training files are checked as they were uploaded: bytes that the disk has changed are noticed (G20)."""
 
-
 import pytest
 
 from db import blobs, files
