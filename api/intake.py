@@ -14,9 +14,9 @@ from api.middleware import allow_body
 from db.blobs import BlobWriter
 
 # A hundred uploads at once hold two of these each.
-LOAD_BYTES = 512 * 1024
+LOAD_BYTES = 256 * 1024
 # Beside those that serve all other requests: uploads that wait for the disk keep nobody else waiting.
-_THREADS = 8
+_THREADS = 4
 _limiter: RunVar[CapacityLimiter] = RunVar("disk threads")
 P = ParamSpec("P")
 T = TypeVar("T")
