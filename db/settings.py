@@ -18,7 +18,7 @@ class DatabaseSettings(BaseSettings):
         description="Secret of at least 32 characters; keys are stored as HMACs under it.",
     )
     prepared_unused_s: float = Field(
-        default=7 * 24 * 3600.0, ge=60, description="How long prepared data that no run uses is kept."
+        default=7 * 24 * 3600.0, ge=24 * 3600, description="How long prepared data that no run uses is kept."
     )
 
     @property

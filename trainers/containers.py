@@ -268,11 +268,20 @@ def _stored_once(groups: list[Any]) -> list[str]:
     return sorted(path for path in texts - other if "." not in path)
 
 
+def _count_chars(value: Any) -> int:
+    """Of all texts in a value."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_count_chars, value.values()))
+    return sum(map(_count_chars, value)) if isinstance(value, list) else 0
+
+
 def _read_batches(file: Any, *, limit_bytes: int) -> Iterator[tuple[int, Record]]:
     import pyarrow
     from pyarrow import parquet
 
-    row = 0
+    row, left = 0, limit_bytes
     try:
         found = parquet.read_metadata(file)
         groups = [found.row_group(i) for i in range(found.num_row_groups)]
@@ -285,7 +294,14 @@ def _read_batches(file: Any, *, limit_bytes: int) -> Iterator[tuple[int, Record]
         for batch in table.iter_batches(_BATCH_ROWS, use_threads=False):
             for i in range(batch.num_rows):
                 row += 1
-                yield row, batch.slice(i, 1).to_pylist()[0]
+                record = batch.slice(i, 1).to_pylist()[0]
+                size = _count_chars(record)
+                left -= size
+                if left < 0:  # what the file says of its size need not be so
+                    message = f"unpacked, the file has more than the {limit_bytes} bytes allowed"
+                    raise Unreadable("too_large", message, line=row)
+                long = RowFault("too_long", f"the row is longer than {MAX_LINE_BYTES >> 20} MiB")
+                yield row, long if size > MAX_LINE_BYTES else record
     except Unreadable:
         raise
     # Whatever arrow stumbles over is in the file: what it raises has no class in common.

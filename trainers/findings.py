@@ -68,7 +68,7 @@ class Findings:
     def summarize(self, *, max_invalid_fraction: float) -> dict[str, Any]:
         """The report, as `check_file` describes it."""
         n_refused = self.n_rows - self.n_used
-        fits = self.n_used > 0 and n_refused <= max_invalid_fraction * self.n_rows
+        fits = self.n_used > 0 and n_refused <= max_invalid_fraction * self.n_rows + 1e-9
         lines = {which: [line for other, line in self.noticed if other == which] for which in NOTICES}
         return {
             "rows": self.n_rows,

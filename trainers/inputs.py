@@ -1,9 +1,8 @@
 """What a run reads: its training files, and another file or rows held out of them for the evaluation."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,29 @@ class InputFile:
     def read(self) -> tuple[Rows, Iterator[AnyRow | RowError]]:
         """The rows, and those of them that are to be used."""
         rows = Rows(self.path, self.layout)
-        used = (row for i, row in enumerate(rows) if self.part is None or self.part.has(i))
-        return rows, islice(used, self.max_rows)
+        return rows, self._choose(rows)
+
+    def _choose(self, rows: Iterable[AnyRow | RowError]) -> Iterator[AnyRow | RowError]:
+        """Rows that are left out have no number and count for no limit; they come with the trained ones."""
+        number = taken = 0
+        for row in rows:
+            if isinstance(row, RowError) and self.passes_over(row):
+                if self.part is None or not self.part.is_held_out:
+                    yield row
+                continue
+            if self.part is None or self.part.has(number):
+                yield row
+                taken += 1
+                if taken == self.max_rows:
+                    return
+            number += 1
+
+    def count(self) -> int:
+        """How many rows there are to choose from."""
+        if not self.layout.max_invalid_fraction:
+            return count_rows(self.path, self.layout)
+        rows = Rows(self.path, self.layout)
+        return sum(not (isinstance(row, RowError) and self.passes_over(row)) for row in rows)
 
     def passes_over(self, error: RowError) -> bool:
         """Whether a row is to be left out: what its check has found is within what its owner tolerates."""
@@ -99,7 +119,7 @@ def choose_inputs(spec: RunSpec, *, events: Events) -> tuple[list[InputFile], li
 
 def _hold_out(file: InputFile, *, spec: RunSpec, events: Events) -> tuple[InputFile, InputFile]:
     settings = spec.settings()
-    n_rows = count_rows(file.path, file.layout)
+    n_rows = file.count()
     n_held_out = count_held_out(n_rows, settings)
     if n_held_out < 1 or (settings.validation_split or 0) >= n_rows:
         asked = "validation_split" if settings.validation_split else "validation_split_percentage"

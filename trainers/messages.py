@@ -152,7 +152,7 @@ def _join_parts(content: Any, where: str) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else type_name(part)
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise RowFault("unsupported_key", f"{where}: only text parts are supported, not {kind}")
+            raise RowFault("unsupported_key", f"{where}: only text parts are supported, not {kind!r}")
         texts.append(part["text"])
     return check_unicode("".join(texts), where)
 

@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 from trainers.artifacts import write_json
 from trainers.cache import name_entry, published
@@ -57,12 +58,18 @@ def _write(folder: Path, parts: list[Path], *, order: list[int]) -> None:
 
     rows = concatenate_datasets([Dataset.from_file(str(part / ROWS_FILE)) for part in parts])
     rows = rows.select(order).with_format("arrow")
+    counts = Counts(rows=len(order), used=len(order))
     with published(folder) as work:
         with (work / ROWS_FILE).open("wb") as file:
             with pyarrow.ipc.new_stream(file, rows.features.arrow_schema) as stream:
+                table: Any
                 for table in rows.iter(_BATCH_ROWS):
                     stream.write_table(table)
+                    counts.tokens += sum(
+                        len(table.column(name).combine_chunks().flatten())
+                        for name in table.column_names
+                        if name != "labels"  # one for each token
+                    )
             file.flush()
             os.fsync(file.fileno())
-        counts = Counts(rows=len(order), used=len(order))
         write_json(work / INFO_FILE, {"bytes": (work / ROWS_FILE).stat().st_size, "counts": vars(counts)})

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from array import array
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from trainers.events import Events
@@ -22,12 +22,12 @@ class Fingerprints:
 
     def add(self, row: AnyRow) -> None:
         """Note a row. Where it stands, and columns that no method reads, make no difference."""
-        said = asdict(row)
+        said = {field.name: getattr(row, field.name) for field in fields(row)}
+        del said["line"]
         said.pop("item", None)
-        line = said.pop("line")
         text = json.dumps(said, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
         digest = hashlib.blake2b(text, digest_size=8).digest()
-        self._numbers.extend((line, int.from_bytes(digest, "little", signed=True)))
+        self._numbers.extend((row.line, int.from_bytes(digest, "little", signed=True)))
 
     def write(self, path: Path) -> None:
         """Store them as an int64 array of [line, fingerprint]."""
@@ -37,7 +37,9 @@ class Fingerprints:
 
 
 def report_overlap(train: list[Path], validation: list[Path], *, limit: float, events: Events) -> None:
-    """Tell how many validation rows are trained on too. Raises DataError where they are more than `limit`.
+    """Tell how many validation rows the training files have too, whatever share of these is taken.
+
+    Raises DataError where they are more than `limit`.
 
     train, validation: folders of prepared files. limit: a share of the validation rows.
     """
@@ -49,7 +51,7 @@ def report_overlap(train: list[Path], validation: list[Path], *, limit: float, e
     if not len(lines):
         return
     share = len(lines) / len(held)
-    message = f"{len(lines)} of {len(held)} validation rows are in the training data too"
+    message = f"{len(lines)} of {len(held)} validation rows are in the training files too"
     if share > limit:
         raise DataError(
             f"{message}: what is measured on them would not tell what was learnt. Take other validation "

@@ -114,7 +114,7 @@ def _check_answers(chosen: str, rejected: str, asked: str) -> Callable[[Any], bo
 _CHECKS: dict[str, tuple[type[_Known], Callable[[Any], bool]]] = {
     "messages": (_Messages, _check_messages),
     "sharegpt": (_ShareGPT, _check_sharegpt),
-    "alpaca": (_Alpaca, _check_texts("instruction", "output")),
+    "alpaca": (_Alpaca, _check_texts("instruction", "output", "system")),
     "prompt_completion": (_PromptCompletion, _check_texts("prompt", "completion")),
     "preference": (_Preference, _check_answers("chosen", "rejected", "prompt")),
     "question_preference": (

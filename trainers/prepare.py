@@ -20,7 +20,7 @@ from trainers.examples import Encoder, Example
 from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
 from trainers.inputs import InputFile, choose_inputs
 from trainers.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
-from trainers.row_formats import AnyRow, RowKind
+from trainers.row_formats import AnyRow, Prompt, Row, RowKind
 from trainers.rows import RowError, Rows
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 from trainers.specs.mixture import Share
@@ -50,9 +50,10 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
             events=events,
         )
     settings = spec.settings()
-    train_rows = _join(
-        train_parts, spec.mixture, max_rows=settings.max_train_samples, spec=spec, events=events
-    )
+    train_rows = train_parts[0]
+    if spec.mixture:  # also of one file: its share and the limit are not known to its encoding
+        limit = settings.max_train_samples
+        train_rows = _join(train_parts, spec.mixture, max_rows=limit, spec=spec, events=events)
     report_compression(tokenizer, train_rows.folder / ROWS_FILE, events=events)
     prepared: dict[str, Any] = {
         "tokenizer": tokenizer.name_or_path,
@@ -62,8 +63,11 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
         "cache_hit": {"train": train_rows.was_cached},
     }
     if valid_parts:
-        once = [Share() for _ in valid_parts]
-        valid_rows = _join(valid_parts, once, max_rows=settings.max_eval_samples, spec=spec, events=events)
+        once = [Share()] * len(valid_parts)
+        valid_rows = valid_parts[0]
+        if len(valid_parts) > 1:
+            limit = settings.max_eval_samples
+            valid_rows = _join(valid_parts, once, max_rows=limit, spec=spec, events=events)
         prepared["validation"] = str(valid_rows.folder)
         prepared["validation_counts"] = asdict(valid_rows.counts)
         prepared["cache_hit"]["validation"] = valid_rows.was_cached
@@ -100,9 +104,7 @@ class Encoded:
 def _join(
     parts: list[Encoded], shares: Sequence[Share], *, max_rows: int | None, spec: RunSpec, events: Events
 ) -> Encoded:
-    """The rows of one file as they are, those of several mixed."""
-    if len(parts) == 1:
-        return parts[0]
+    """The rows of several files, mixed."""
     files = [(part.folder, part.counts) for part in parts]
     folder, taken = mixing.mix(
         files, list(shares), seed=spec.seed, max_rows=max_rows, cache_dir=spec.cache_dir
@@ -180,7 +182,7 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
     schema = pyarrow.schema({name: pyarrow.list_(pyarrow.int32()) for name in encoder.columns})
     counts = Counts()
     rows, used = source.read()
-    fingerprints = overlap.Fingerprints()
+    fingerprints, asks_only = overlap.Fingerprints(), METHODS[method].learns_from == "prompt"
 
     def write(stream: Any, examples: Iterator[Example]) -> None:
         kept = [example for example in examples if counts.add(example)]
@@ -192,7 +194,7 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
             kept_rows = _leave_out(used, source=source, counts=counts)
             for batch in _batches(source, rows, kept_rows, method=method):
                 for row in batch:
-                    fingerprints.add(row)
+                    fingerprints.add(_see_as_prompt(row) if asks_only else row)
                 write(stream, encoder.encode(batch))
             write(stream, encoder.finish())
         file.flush()
@@ -200,6 +202,13 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
     fingerprints.write(target.with_name(overlap.FINGERPRINTS_FILE))
     counts.blank_lines = rows.blank_lines
     return counts
+
+
+def _see_as_prompt(row: AnyRow) -> AnyRow:
+    """A row as methods see it that answer it themselves."""
+    from trainers.prompts import cut_prompt
+
+    return cut_prompt(row, items={}) if isinstance(row, Row | Prompt) else row
 
 
 def _leave_out(used: Iterator[AnyRow | RowError], *, source: InputFile, counts: Counts) -> Iterator[AnyRow]:

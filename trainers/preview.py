@@ -151,9 +151,10 @@ def _show_blocks(sight: Sight) -> list[Report]:
 
 def _pack(sight: Sight) -> Iterator[Example]:
     for _, row in sight.read():
-        if isinstance(row, RowError):
+        if not isinstance(row, RowError):
+            yield from sight.encoder.encode([row])
+        elif row.ends_file or not sight.request.layout.max_invalid_fraction:
             raise DataError(f"line {row.line}: {row.message}")
-        yield from sight.encoder.encode([row])
     yield from sight.encoder.finish()
 
 

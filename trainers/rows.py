@@ -17,6 +17,7 @@ from trainers.specs.layouts import PLAIN_TEXT, Layout
 # What a cell of a table can only hold as JSON.
 _JSON_CELLS = ("messages", "conversations", "history", "tools", "input")
 _MESSAGE_CHARS = 500
+MAX_ROWS = 20_000_000  # each costs some bytes of memory when a file is checked and prepared
 # Given a line and its number; whether it is to be read all the same.
 TakePlain = Callable[[bytes, int], bool]
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
@@ -62,6 +63,8 @@ class Rows:
         is_plain = self._make_plain_check()
         try:
             for line, record in read_records(self._path, self._layout, span=self._span):
+                if line > MAX_ROWS:
+                    raise Unreadable("too_large", f"the file has more than {MAX_ROWS} lines", line=line)
                 if is_plain and take_plain and isinstance(record, bytes) and is_plain(record):
                     if not take_plain(record, line):
                         self.n_rows += 1
@@ -101,7 +104,7 @@ class Rows:
             assert isinstance(record, bytes)
             return Document(line, _decode(record).rstrip("\r\n"))
         row = (
-            _parse(_decode(record), first=line == 1 and not self._span)
+            _parse(_decode(record), first=line == 1 and (self._span is None or self._span.start == 0))
             if isinstance(record, bytes)
             else record
         )
@@ -135,7 +138,8 @@ def count_rows(path: Path, layout: Layout) -> int:
 
 
 def _shorten(message: str) -> str:
-    """It may quote a key of any length."""
+    """It may quote a key of any length, and what neither JSON nor a database takes."""
+    message = message.encode(errors="backslashreplace").decode().replace("\0", "\\0")
     return message if len(message) <= _MESSAGE_CHARS else message[: _MESSAGE_CHARS - 1] + "…"
 
 

@@ -19,6 +19,7 @@ from workers import children, leases, processes, shutdown
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
+_TOO_LONG = {"code": "preview_too_long", "message": "The file takes too long to look at.", "param": None}
 _MODULES = {"rows": "trainers.preview", "tokens": "trainers.token_stats"}
 
 
@@ -55,7 +56,8 @@ def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
             log_path=scratch / "log.txt",
             wants_stop=lambda _: time.monotonic() > give_up_at,
         )
-        failed = answer is None and not shutdown.requested()
+        if answer is None and not shutdown.requested():
+            answer = {"error": _TOO_LONG}
     except children.ChildFailed as failure:
         logger.error("preview %s broke: %s", lease.subject_id, failure)
         failed = True

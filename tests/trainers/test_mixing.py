@@ -120,6 +120,21 @@ def test_passes_repeat_one_file_and_thin_another(make_mix) -> None:
     assert sorted(Counter(rows_in(result)).values()) == [1] * 6 + [2] * 4
 
 
+def test_one_file_alone_has_its_share_and_the_limit(make_mix) -> None:
+    def count(name: str, **settings: Any) -> list[int]:
+        found = Counter(rows_in(prepared(make_mix(name, [(tell("a", 8), {"epochs": 3})], **settings))))
+        return sorted(found.values())
+
+    assert count("1") == [3] * 8
+    assert sum(count("2", max_train_samples=5)) == 5
+
+
+def test_a_mixture_knows_its_tokens(make_mix) -> None:
+    result = prepared(make_mix("1", [(tell("a", 8), {"epochs": 2}), (tell("b", 8), {"epochs": 1})]))
+    info = json.loads((Path(result["train"]) / "info.json").read_text())
+    assert info["counts"]["tokens"] == sum(map(len, rows_in(result)))
+
+
 def test_the_seed_decides_the_order_and_a_limit_cuts_the_whole(make_mix) -> None:
     files = [(tell("a", 20), {"weight": 1}), (tell("b", 20), {"weight": 1})]
 

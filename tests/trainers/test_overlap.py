@@ -52,6 +52,23 @@ def test_the_limit_is_the_share_that_is_allowed(make_run) -> None:
         prepared(make_run("2", max_validation_overlap=0.49, **half))
 
 
+def test_a_prompt_is_the_same_whatever_its_answer_was(make_ppo_run, events_of) -> None:
+    train = [{"prompt": f"Question {n}", "completion": "Yes."} for n in range(6)]
+    valid = [{"prompt": "Question 1", "completion": "No."}, {"prompt": "Question 9", "completion": "No."}]
+    run_dir = make_ppo_run(rows=train, valid_rows=valid, n_valid=2, max_validation_overlap=1)
+    prepared(run_dir)
+    (told,) = [e for e in events_of(run_dir, "message") if e["data"].get("code") == "validation_overlap"]
+    assert told["data"]["lines"] == [1]
+
+
+def test_other_columns_of_a_row_may_be_as_deep_as_they_like(make_run) -> None:
+    deep: Any = []
+    for _ in range(700):
+        deep = [deep]
+    rows = [row | {"meta": deep} for row in chat_rows(8)]
+    assert prepared(make_run(rows=rows))["counts"]["used"] == 8
+
+
 def test_separate_rows_are_not_mentioned(make_run, events_of) -> None:
     run_dir = make_run(rows=chat_rows(20), valid_rows=chat_rows(40)[20:])
     prepared(run_dir)

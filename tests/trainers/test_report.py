@@ -179,6 +179,31 @@ def test_a_million_rows_are_checked_in_bounded_memory(tmp_path: Path) -> None:
     assert growth < GROWTH_BYTES
 
 
+def test_what_a_message_quotes_can_be_sent_and_stored(tmp_path: Path) -> None:
+    rows = [{"messages": [{**ASK, "content": [{"type": odd}]}, TELL]} for odd in ("\ud800", "a\0b")]
+    messages = [
+        error["message"] for error in check_file(write(tmp_path / "a.jsonl", rows), Layout())["errors"]
+    ]
+    assert len(messages) == 2
+    for message in messages:
+        assert "only text parts are supported" in message
+        assert "\0" not in message
+        message.encode()
+
+
+def test_exactly_as_many_rows_as_are_tolerated_may_be_wrong(tmp_path: Path) -> None:
+    rows = [*[{"prompt": f"{n}", "completion": "a"} for n in range(71)], *[{"nothing": 1}] * 29]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert check_file(path, Layout(max_invalid_fraction=0.29))["accepted"]
+    assert not check_file(path, Layout(max_invalid_fraction=0.28))["accepted"]
+
+
+def test_the_hint_for_a_pretty_object_is_given_in_parts_too(tmp_path: Path) -> None:
+    path = tmp_path / "pretty.jsonl"
+    path.write_text(json.dumps(GOOD, indent=1) + "\n")
+    assert check_file(path, Layout(), n_processes=2) == check_file(path, Layout())
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("n_processes", [2, 3])
 def test_the_report_of_parts_is_that_of_the_whole(tmp_path: Path, seed: int, n_processes: int) -> None:

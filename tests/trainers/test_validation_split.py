@@ -92,6 +92,38 @@ def test_the_seed_chooses_and_the_limits_cut_each_part(make_run) -> None:
     assert set(cut[1]) < set(first[1])
 
 
+def test_rows_that_are_left_out_are_neither_held_out_nor_counted(make_run, events_of) -> None:
+    good = chat_rows(20)
+    rows = [row for one in good for row in (one, '{"nothing": 1}')]
+    run_dir = make_run(rows=rows, n_valid=0, validation_split=5, max_train_samples=9)
+    spec = json.loads((run_dir / "spec.json").read_text())
+    spec["train_layout"]["max_invalid_fraction"] = 0.5
+    (run_dir / "spec.json").write_text(json.dumps(spec))
+    split = prepared(run_dir)
+    trained, held_out = rows_in(split, "train"), rows_in(split, "validation")
+    assert (len(trained), len(held_out)) == (9, 5)
+    assert not set(trained) & set(held_out)
+    told = [
+        event["data"] for event in events_of(run_dir, "message") if event["data"].get("code") == "held_out"
+    ]
+    assert [(one["rows"], one["of"]) for one in told] == [(5, 20)]
+
+
+def test_a_split_is_a_fraction_or_a_count_or_a_percentage(make_run) -> None:
+    def count(name: str, **split: float) -> int:
+        return prepared(make_run(name, rows=chat_rows(20), n_valid=0, **split))["validation_counts"]["used"]
+
+    assert count("1", validation_split=0.1) == count("2", validation_split=2) == 2
+    assert count("3", validation_split_percentage=10) == 2
+    with pytest.raises(DataError, match="validation_split: the training file has too few rows"):
+        count("4", validation_split=20)
+    for wrong in (0.7, 1.5, 0, -1):
+        with pytest.raises(SpecError, match="validation_split"):
+            parse_method(None, {"validation_split": wrong})
+    with pytest.raises(ValueError, match="say the same"):
+        count("5", validation_split=2, validation_split_percentage=10)
+
+
 def test_at_least_one_row_is_held_out_and_one_is_trained(make_run) -> None:
     least = prepared(make_run("1", rows=chat_rows(5), n_valid=0, validation_split_percentage=0.001))
     assert (least["counts"]["used"], least["validation_counts"]["used"]) == (4, 1)
