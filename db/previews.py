@@ -99,7 +99,9 @@ def forget(session: Session, preview_id: str) -> None:
 
 def forget_content(session: Session, sha256: str, *, org_id: str) -> None:
     """Drop what is known of a tenant's bytes."""
-    session.execute(delete(Preview).where(Preview.org_id == org_id, Preview.sha256 == sha256))
+    for preview in session.scalars(scoped(Preview, org_id).where(Preview.sha256 == sha256)):
+        session.delete(preview)
+    session.flush()
 
 
 def forget_old(session: Session) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from api.commands import data
 from tests.api.cli_peer import Peer, error, run, serve
 from tests.api.test_previews import ROW, ROWS
 from tests.tiny import chat_rows
@@ -56,7 +55,7 @@ def test_the_question_is_the_servers(peer: Peer) -> None:
 
 def test_an_answer_that_is_not_there_yet_is_waited_for(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("api.commands.data.time.sleep", waited.append)
+    monkeypatch.setattr("api.commands.data_preview.time.sleep", waited.append)
     PENDING.headers["retry-after"] = "2"
     peer.answers(ROUTE, PENDING, PENDING, ROWS)
     assert json.loads(ask("--json").stdout) == ROWS

@@ -76,7 +76,7 @@ def test_any_cut_of_the_stream_gives_the_same_file(client, size):
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
-        (form(("purpose", None, b"fine-tune"), ("file", "a", b"")), "empty_file", "file"),
+        (form(("purpose", None, b"fine-tune"), ("file", "a.jsonl", b"")), "empty_file", "file"),
         (form(("purpose", None, b"fine-tune")), "missing_required_parameter", "file"),
         (form(("purpose", None, b"fine-tune"), ("file", None, b"text")), "unknown_parameter", "file"),
         (form(("file", "a", b"x")), "missing_required_parameter", "purpose"),

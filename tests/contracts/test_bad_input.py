@@ -82,7 +82,7 @@ def test_a_bad_row_is_named_by_its_line(http, good, content, line, words):
         ({"model": "unknown"}, 404, "model_not_found", "model"),
         ({"training_file": "file-unknown"}, 404, "not_found", "training_file"),
         ({"validation_file": "file-unknown"}, 404, "not_found", "validation_file"),
-        ({"training_file": None}, 400, "invalid_value", "training_file"),
+        ({"training_file": None}, 400, "missing_required_parameter", "training_file"),
         ({"suffix": "s" * 65}, 400, "invalid_value", "suffix"),
         ({"suffix": "a:b"}, 400, "invalid_value", "suffix"),
         ({"seed": 2**31}, 400, "invalid_value", "seed"),
