@@ -38,7 +38,7 @@ def test_what_is_trained_is_told_apart_without_colours(peer: Peer) -> None:
 def test_and_with_colours(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     peer.answers(ROUTE, ROWS)
     console = Console(force_terminal=True, color_system="standard", markup=False, record=True)
-    monkeypatch.setattr(data, "out", console)
+    monkeypatch.setattr(data_preview, "out", console)
     ask()
     assert "Hi\x1b[1;32m⟦🤒⟧\x1b[0m" in console.export_text(styles=True)
 

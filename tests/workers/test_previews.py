@@ -106,10 +106,8 @@ def test_one_that_takes_too_long_is_ended(world: World, model: Model, settings: 
     preview = ask(world, model)
     lease = world.take("cpu")
     runner.run(world.database, lease, settings.model_copy(update={"preview_limit_s": 0.0}))
-    found = look(world, preview)
-    assert found is not None
-    assert found.answer is None
-    assert [attempt.outcome for attempt in world.attempts(preview.id, "preview")] == ["failed"]
+    assert answer_of(world, preview)["error"]["code"] == "preview_too_long"
+    assert [attempt.outcome for attempt in world.attempts(preview.id, "preview")] == ["done"]
     marker = processes.marker_of(world.database.url, lease.kind, lease.subject_id, lease.token)
     assert processes.carrying(marker) == []
 
