@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from api.commands import data_preview
 from tests.api.cli_peer import Peer, error, run, serve
 from tests.api.test_previews import ROW, ROWS
 from tests.tiny import chat_rows
