@@ -13,6 +13,7 @@ HYPERPARAMETERS = {
     "batch_size": 4,
     "learning_rate": 0.01,
     "max_length": 128,
+    "max_validation_overlap": 1,  # the same rows tell what was learnt
     "save_steps": 10,
     "eval_max_tokens": 8,
 }

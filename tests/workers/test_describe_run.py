@@ -73,7 +73,7 @@ def test_without_a_validation_file_there_is_none(world: World):
 
 
 def test_several_files_come_with_their_shares_and_decide_the_number_of_steps(world: World):
-    files_ = [add_checked_file(world, "messages"), add_checked_file(world, "alpaca")]
+    files_ = [add_checked_file(world, "a.jsonl"), add_checked_file(world, "b.csv")]
     method = specs.parse_method({"type": "supervised"}, None)
     mixed = [{"file": file, "epochs": epochs} for file, epochs in zip(files_, (100.0, 2.0), strict=True)]
     world.add_job(files_[0], spec={"method": method.to_request(), "training_files": mixed})
@@ -83,7 +83,8 @@ def test_several_files_come_with_their_shares_and_decide_the_number_of_steps(wor
         assert _start_job(session, lease)
         spec = describe_run(session, lease)
 
-    assert [(part.epochs, part.format) for part in spec.mixture] == [(100.0, "messages"), (2.0, "alpaca")]
+    read = [(part.epochs, part.layout.container) for part in spec.mixture]
+    assert read == [(100.0, "jsonl"), (2.0, "csv")]
     assert spec.train_file == spec.mixture[0].path
     assert spec.settings().n_epochs == 3  # of 306 rows; three rows would be shown 25 times
 
