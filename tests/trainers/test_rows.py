@@ -143,7 +143,7 @@ def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, t
     path = write_jsonl(["y" * (8 * MAX_LINE_BYTES), GOOD])
 
     def limit_memory() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
+        resource.setrlimit(resource.RLIMIT_DATA, (128 << 20, 128 << 20))
 
     done = subprocess.run(
         [
