@@ -137,6 +137,7 @@ def test_an_upgrade_waits_for_one_that_is_not_committed(empty_url: str):
     database.dispose()
 
 
+@pytest.mark.long
 def test_processes_that_start_together_migrate_once(empty_url: str):
     starters = [
         subprocess.Popen(

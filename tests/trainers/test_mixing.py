@@ -175,6 +175,7 @@ def test_new_tokens_are_learnt_from_all_files(make_mix) -> None:
     assert "zyva" in learnt
 
 
+@pytest.mark.long
 def test_a_resumed_mixture_goes_on_with_the_same_rows(make_mix, curve_of) -> None:
     files = [(chat_rows(16), {"weight": 1}), (tell("b", 8), {"weight": 2})]
     settings = {"max_steps": 8, "n_valid": 4}

@@ -236,8 +236,10 @@ def test_the_same_bytes_read_in_another_way_are_not_found_in_the_cache(make_run)
     ("rows", "settings", "part"),
     [
         ([{"messages": [TURNS[0]]}], {}, "line 1: this is a prompt row"),
-        ([{"messages": TURNS}, '{"broken'], {}, "line 2: the line is not JSON"),
-        ([{"messages": TURNS}], {"max_length": 16}, "raise max_length"),
+        pytest.param(
+            [{"messages": TURNS}, '{"broken'], {}, "line 2: the line is not JSON", marks=pytest.mark.long
+        ),
+        pytest.param([{"messages": TURNS}], {"max_length": 16}, "raise max_length", marks=pytest.mark.long),
     ],
 )
 def test_bad_data_exits_3_and_says_which_line(make_run, rows, settings, part) -> None:

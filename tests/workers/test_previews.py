@@ -58,6 +58,7 @@ def answer_of(world: World, preview: Preview) -> dict[str, Any]:
     return found.answer
 
 
+@pytest.mark.long
 def test_rows_are_shown(world: World, model: Model, settings: WorkerSettings) -> None:
     preview = ask(world, model, rows=[4], hyperparameters={"max_length": 80, "chat_template": "chatml"})
     lease = world.take("cpu")
