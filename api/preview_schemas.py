@@ -59,7 +59,7 @@ class FilePreview(Sight):
 
 
 class RefusedLine(BaseModel):
-    """A line that a job would be refused for."""
+    """A line that a job would be refused for, or would leave out where its owner tolerates that."""
 
     line: int
     message: str

@@ -135,7 +135,9 @@ def _show_rows(sight: Sight) -> list[Report]:
 
 
 def _show_blocks(sight: Sight) -> list[Report]:
-    """Documents are packed, so it is blocks that are counted and shown. A refused line would end a job."""
+    """Documents are packed, so it is blocks that are counted and shown. A line that is
+    refused, and that its owner does not tolerate, would end a job.
+    """
     wanted = set(sight.request.rows or _FIRST_ROWS)
     if max(wanted) * METHODS[sight.spec.method].row_length(sight.spec.settings()) > _BLOCKS_LIMIT_TOKENS:
         raise DataError(f"blocks that end beyond the first {_BLOCKS_LIMIT_TOKENS} tokens are not shown")

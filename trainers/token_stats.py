@@ -46,7 +46,8 @@ def measure(sight: Sight) -> dict[str, Any]:
 
     Lengths are those of each text (of a pair, its longer one; of documents, a document with its end), before
     anything is cut. All else is counted as a job counts what it prepares: examples, which are blocks of
-    documents and single answers of kto. What is refused would end a job.
+    documents and single answers of kto. What is refused ends a job, or is left out
+    where its owner tolerates that.
     """
     n_rows = count_rows(sight.request.file, sight.request.layout)
     sampled = n_rows > MAX_ROWS
