@@ -1,6 +1,8 @@
 # `make help` lists the targets. `make demo` on a fresh clone needs only Python and a package index.
 
 PYTHON ?= python3
+# Test files that run side by side; the tests of one file share what it starts.
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Old and new clients that the contract tests run, each in an environment of its own: one a file of pins.
@@ -35,10 +37,10 @@ up: $(STAMP) ## start the whole service on this machine
 	$(BIN)/residency up
 
 test: install ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-long: install ## run the slow tests
-	$(BIN)/pytest -m 'long and not gpu'
+	$(BIN)/pytest -m 'long and not gpu' -n $(JOBS) --dist loadfile
 
 lint: $(STAMP) ## check style, formatting, types and import rules
 	$(BIN)/ruff check

@@ -169,7 +169,8 @@ def test_predictions_are_those_of_each_text_alone(tiny_model: Path) -> None:
         values = policy.head(output.hidden_states[-1])[0, len(prompt) - 1 : -1, 0]
         n = len(response)
         torch.testing.assert_close(said.logprobs[i, :n], logits.gather(1, targets[:, None])[:, 0])
-        torch.testing.assert_close(said.values[i, :n], values)
+        # The head's weights are of size one: its sums are as inexact as its terms are large.
+        torch.testing.assert_close(said.values[i, :n], values, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(said.entropies[i, :n], -(logits.exp() * logits).sum(-1))
         base = plain(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         torch.testing.assert_close(reference[i, :n], base.gather(1, targets[:, None])[:, 0])
