@@ -74,7 +74,7 @@ class Stack:
     def http(self) -> httpx.Client:
         """A plain client with the key set."""
         return httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=120, trust_env=False
+            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=300, trust_env=False
         )
 
     def import_model(self, folder: Path, *, model_id: str) -> None:
@@ -87,7 +87,7 @@ class Stack:
                 model = client.get(f"/models/{model_id}").json()
                 return None if model["status"] == "importing" else model
 
-            model = wait_for(done, within_s=90, what=f"import of {model_id}")
+            model = wait_for(done, within_s=200, what=f"import of {model_id}")
             assert model["status"] == "ready", model
 
     def log(self, part: str) -> str:
@@ -97,7 +97,7 @@ class Stack:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal to `up` and wait for its end; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=120)
+        return self.process.wait(timeout=300)
 
 
 def start_stack(home: Path, *, import_dirs: list[Path], workers: int = 1, **env: str) -> Stack:
@@ -122,5 +122,5 @@ def start_stack(home: Path, *, import_dirs: list[Path], workers: int = 1, **env:
         except httpx.TransportError:
             return False
 
-    wait_for(ready, within_s=90, what="residency up")
+    wait_for(ready, within_s=200, what="residency up")
     return stack

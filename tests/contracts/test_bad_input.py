@@ -35,7 +35,7 @@ def check(http: httpx.Client, file_id: str) -> dict:
         file = http.get(f"/files/{file_id}").json()
         return None if file["status"] == "uploaded" else file
 
-    return wait_for(checked, within_s=60, what="check of a file")
+    return wait_for(checked, within_s=150, what="check of a file")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_nothing_left_to_learn_after_truncation_fails_the_job_and_says_so(http):
     ).json()
     failed = wait_for(
         lambda: job if (job := http.get(f"/fine_tuning/jobs/{made['id']}").json())["error"] else None,
-        within_s=60,
+        within_s=150,
         what="the job to fail",
     )
     assert failed["status"] == "failed"

@@ -30,7 +30,7 @@ def test_every_command_of_the_page_does_what_it_shows(
             env=shell,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=400,
             check=False,
         )
         try:

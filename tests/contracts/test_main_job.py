@@ -50,7 +50,7 @@ def tuned(client: OpenAI, chat_file: Path) -> str:
             in ("succeeded", "failed", "cancelled")
             else None
         ),
-        within_s=180,
+        within_s=400,
         what="end of the job",
         every_s=0.5,
     )
@@ -153,7 +153,7 @@ def test_a_bad_line_is_named_and_fails_the_job(client: OpenAI, tmp_path: Path) -
 def test_cancel_is_seen_within_seconds(client: OpenAI, long_job: str) -> None:
     wait_for(
         lambda: client.fine_tuning.jobs.retrieve(long_job).to_dict().get("progress"),
-        within_s=90,
+        within_s=200,
         what="the first step",
     )
     client.fine_tuning.jobs.cancel(long_job)

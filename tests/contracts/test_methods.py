@@ -71,7 +71,7 @@ class Service:
             job = self.http.get(f"/fine_tuning/jobs/{made.json()['id']}?wait=30").json()
             return job if job["status"] in ("succeeded", "failed", "cancelled") else None
 
-        job = wait_for(over, within_s=240, what=f"the {method} job")
+        job = wait_for(over, within_s=500, what=f"the {method} job")
         assert job["status"] == "succeeded", job["error"]
         return job
 
@@ -197,7 +197,7 @@ def test_a_grader_rewards_answers_and_what_a_row_lacks_for_it_is_told(service: S
             in ("succeeded", "failed")
             else None
         ),
-        within_s=120,
+        within_s=300,
         what="the end of a job whose rows lack what the grader reads",
     )
     assert ended["status"] == "failed"

@@ -82,7 +82,7 @@ def test_all_stages_in_one_submission(stack: Stack, nproc_per_node: int) -> None
             pipeline = http.get(path).json()
             return pipeline if pipeline["status"] in ("succeeded", "failed", "cancelled") else None
 
-        done = wait_for(over, within_s=600, what="the pipeline")
+        done = wait_for(over, within_s=900, what="the pipeline")
         assert done["status"] == "succeeded", done["stages"]
         results = {found["name"]: found["fine_tuned_model"] for found in done["stages"]}
         models = {model["id"]: model for model in http.get("/models").json()["data"]}

@@ -22,7 +22,7 @@ VERSIONS = [path.stem.removeprefix("openai-") for path in sorted(HERE.glob("open
 NEWEST = VERSIONS[-1]
 OLDER = [pytest.param(version, marks=pytest.mark.long) for version in VERSIONS[:-1]]
 SLASHED = "org/tiny-slash"
-LIMIT_S = 120
+LIMIT_S = 300
 HYPERPARAMETERS = {
     "n_epochs": 2,
     "batch_size": 4,
@@ -54,9 +54,9 @@ def contexts(
     running = create_job(http, endless, training_file=files[0])
     try:
         stack.import_model(tiny_model, model_id=SLASHED)
-        job = wait_for(lambda: ended(http, finished), within_s=120, what="the job's end", every_s=0.5)
+        job = wait_for(lambda: ended(http, finished), within_s=300, what="the job's end", every_s=0.5)
         assert job["status"] == "succeeded", job["error"]
-        wait_for(lambda: job_of(http, running)["estimated_finish"], within_s=60, what="steps of the long job")
+        wait_for(lambda: job_of(http, running)["estimated_finish"], within_s=150, what="steps of the long job")
         yield {
             version: Context(
                 version=version,
@@ -72,7 +72,7 @@ def contexts(
         }
     finally:  # the tests after these need the device
         assert http.post(f"/fine_tuning/jobs/{running}/cancel").status_code == 200
-        wait_for(lambda: ended(http, running), within_s=60, what="the end of the long job")
+        wait_for(lambda: ended(http, running), within_s=150, what="the end of the long job")
 
 
 @pytest.fixture(scope="module", params=[*OLDER, NEWEST])
@@ -115,7 +115,7 @@ def upload(http: httpx.Client, path: Path) -> str:
     file_id = answer.json()["id"]
     wait_for(
         lambda: http.get(f"/files/{file_id}").json()["status"] == "processed",
-        within_s=60,
+        within_s=150,
         what="the check of a file",
     )
     return file_id

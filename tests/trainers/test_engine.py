@@ -18,7 +18,7 @@ from examples.demo import GGUF, fetch_base_model
 from trainers.checkpoints import seal, stage
 from trainers.importer import import_model
 
-START_LIMIT_S = 120
+START_LIMIT_S = 300
 URL = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "Patient 3 has back pain. What now?"}]
 
@@ -44,7 +44,7 @@ class RunningEngine:
             self.process = subprocess.Popen([*command, *arguments], stdout=log, stderr=log)
         ready = wait_until(self._read_ready, limit_s=START_LIMIT_S)
         assert ready["pid"] == self.process.pid
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{ready['port']}", timeout=60)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{ready['port']}", timeout=150)
 
     def _read_ready(self) -> dict | None:
         assert self.process.poll() is None, self.log.read_text()
@@ -520,7 +520,7 @@ def test_template_that_hangs_ends_only_its_engine(start_engine, tiny_model, tmp_
     hostile = start_engine(folder)
     with ThreadPoolExecutor(1) as pool:
         body = {"model": "tiny", "messages": QUESTION * 9}
-        hanging = pool.submit(httpx.post, f"{hostile.client.base_url}{URL}", json=body, timeout=60)
+        hanging = pool.submit(httpx.post, f"{hostile.client.base_url}{URL}", json=body, timeout=150)
         assert hostile.complete([5, 6], max_tokens=4)["choices"]  # needs no tokenizer
         assert hanging.result().status_code == 503
     assert hostile.process.wait(timeout=20) == 1

@@ -253,7 +253,7 @@ def test_two_ranks_learn_what_one_process_learns(make_grpo_run, events_of) -> No
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     alone = make_grpo_run("2", **settings)

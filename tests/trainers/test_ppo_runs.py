@@ -243,7 +243,7 @@ def test_a_run_killed_between_two_passes_goes_on_from_its_checkpoint(make_ppo_ru
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert not (first / "exit.json").exists()
@@ -266,7 +266,7 @@ def test_two_ranks_learn_what_one_process_learns(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     end = json.loads((run_dir / "exit.json").read_text())

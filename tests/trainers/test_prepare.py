@@ -249,7 +249,7 @@ def test_bad_data_exits_3_and_says_which_line(make_run, rows, settings, part) ->
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (run_dir / "train").write_text("\n".join(lines))
     done = subprocess.run(
-        [sys.executable, "-m", "trainers.prepare", run_dir], capture_output=True, check=False, timeout=120
+        [sys.executable, "-m", "trainers.prepare", run_dir], capture_output=True, check=False, timeout=300
     )
     assert done.returncode == 3, done.stderr
     end = json.loads((run_dir / "exit.json").read_text())

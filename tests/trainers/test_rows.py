@@ -160,7 +160,7 @@ def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, t
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())

@@ -17,7 +17,7 @@ from tests.trainers.test_reward import pairs
 from trainers.checkpoints import Checkpoint, list_checkpoints, verify
 from trainers.exits import Outcome, explain, write_exit
 
-LIMIT_S = 120
+LIMIT_S = 300
 
 
 def plain(count: int) -> list[dict]:

@@ -46,7 +46,7 @@ def start_torchrun(folder: Path, marker: str) -> subprocess.Popen[bytes]:
     process = processes.spawn(argv, env=env, cwd=folder, log_path=folder / "log.txt")
     wait_until(
         lambda: all((folder / f"rank{rank}").is_file() for rank in (0, 1)),
-        within_s=60,
+        within_s=150,
         what=processes.tail(folder / "log.txt"),
     )
     return process

@@ -55,7 +55,7 @@ def wait_for_success(stack: Stack, job_id: str) -> str:
             in ("succeeded", "failed", "cancelled")
             else None
         ),
-        within_s=120,
+        within_s=300,
         what="the end of the job",
         every_s=0.5,
     )

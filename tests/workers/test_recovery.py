@@ -54,7 +54,7 @@ def wait_for_checkpoint(stack: Stack, job_id: str) -> None:
     client = stack.sdk()
     wait_for(
         lambda: client.fine_tuning.jobs.checkpoints.list(job_id).data,
-        within_s=90,
+        within_s=200,
         what="the first checkpoint",
     )
 
@@ -64,7 +64,7 @@ def wait_for_end(stack: Stack, job_id: str) -> dict[str, Any]:
         lambda: (
             job if (job := job_of(stack, job_id))["status"] in ("succeeded", "failed", "cancelled") else None
         ),
-        within_s=180,
+        within_s=400,
         what="the end of the job",
         every_s=0.5,
     )
@@ -81,7 +81,7 @@ def messages_of(stack: Stack, job_id: str) -> list[str]:
 def wait_for_message(stack: Stack, job_id: str, start: str) -> None:
     wait_for(
         lambda: any(message.startswith(start) for message in messages_of(stack, job_id)),
-        within_s=90,
+        within_s=200,
         what=f"an event {start!r}",
     )
 

@@ -20,7 +20,7 @@ def deployed(stack: Stack) -> str:
         made = client.post("/deployments", json={"model": "tiny"}).json()
         wait_for(
             lambda: client.get(f"/deployments/{made['id']}").json()["status"] == "ready",
-            within_s=60,
+            within_s=150,
             what="the engine",
         )
     return made["id"]
