@@ -7,6 +7,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from gzip import GzipFile
 from itertools import pairwise
@@ -19,6 +20,7 @@ from trainers.specs.layouts import Layout
 
 MAX_LINE_BYTES = 16 << 20  # of a line, an element of an array, or a record of a table
 _CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 _BATCH_ROWS = 64
 # A whole string, or what opens, parts and closes values; a lone quote is a string that goes on.
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
@@ -44,25 +46,44 @@ def read_records(path: Path, layout: Layout, *, span: Span | None = None) -> Ite
     span: of JSON lines, a part of the file; its lines are counted from 1 too.
     Raises Unreadable where the rest of the file cannot be read.
     """
-    if span:
-        with path.open("rb") as file:
-            file.seek(span.start)
-            yield from _split_lines(file, n_bytes=span.end - span.start)
-        return
     if layout.container == "parquet":
         yield from _read_parquet(path, layout)
         return
-    with path.open("rb") as file:
-        source = (
-            cast(BinaryIO, io.BufferedReader(_Unpacked(file, layout), _CHUNK_BYTES)) if layout.gzip else file
-        )
-        _refuse_marks(source)
+    with _opened(path, layout, span=span) as source:
         if layout.container in ("csv", "tsv"):
             yield from _read_table(source, delimiter="," if layout.container == "csv" else "\t")
         elif layout.container == "json" and _starts_array(source):
             yield from _split_array(source)
         else:
-            yield from _split_lines(source)
+            for first, records in _split_lines(source, n_bytes=span.end - span.start if span else None):
+                for line, record in enumerate(records, first):
+                    yield line, b"" if isinstance(record, bytes) and record.isspace() else record
+
+
+def read_blocks(
+    path: Path, layout: Layout, *, span: Span | None = None
+) -> Iterator[tuple[int, list[Record]]]:
+    """JSON lines: (the first of some lines, what is there and on those after it). Raises Unreadable.
+
+    Blank lines are as they are.
+    """
+    with _opened(path, layout, span=span) as source:
+        yield from _split_lines(source, n_bytes=span.end - span.start if span else None)
+
+
+@contextmanager
+def _opened(path: Path, layout: Layout, *, span: Span | None) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked. Raises Unreadable."""
+    with path.open("rb") as file:
+        if span:
+            file.seek(span.start)
+            yield file
+            return
+        source = (
+            cast(BinaryIO, io.BufferedReader(_Unpacked(file, layout), _CHUNK_BYTES)) if layout.gzip else file
+        )
+        _refuse_marks(source)
+        yield source
 
 
 class _Unpacked(io.RawIOBase):
@@ -111,19 +132,29 @@ def split_file(path: Path, *, n_parts: int) -> list[Span]:
     return [Span(start, end) for start, end in pairwise([*edges, size]) if end > start]
 
 
-def _split_lines(source: BinaryIO, *, n_bytes: int | None = None) -> Iterator[tuple[int, Record]]:
-    line = 0
+def _split_lines(source: BinaryIO, *, n_bytes: int | None = None) -> Iterator[tuple[int, list[Record]]]:
+    """(the first line of a block, its lines without what ends them)."""
+    first = 1
     left = sys.maxsize if n_bytes is None else n_bytes
-    while left > 0 and (data := source.readline(MAX_LINE_BYTES + 1)):
-        line += 1
+    while left > 0 and (data := source.read(min(_BLOCK_BYTES, left))):
         left -= len(data)
-        if len(data) <= MAX_LINE_BYTES:
-            yield line, b"" if data.isspace() else data
-            continue
-        while data and not data.endswith(b"\n"):
-            data = source.readline(MAX_LINE_BYTES)
-            left -= len(data)
-        yield line, RowFault("too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+        cut = not data.endswith(b"\n")
+        if cut:  # only the last line of a block can be long
+            rest = source.readline(MAX_LINE_BYTES)
+            left -= len(rest)
+            cut = len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n")
+            data += rest
+        lines: list[Record] = [*data.split(b"\n")]
+        if data.endswith(b"\n"):
+            lines.pop()
+        if cut or len(cast(bytes, lines[-1])) >= MAX_LINE_BYTES:
+            lines[-1] = RowFault("too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+        while cut:
+            rest = source.readline(MAX_LINE_BYTES)
+            left -= len(rest)
+            cut = bool(rest) and not rest.endswith(b"\n")
+        yield first, lines
+        first += len(lines)
 
 
 def _starts_array(source: BinaryIO) -> bool:

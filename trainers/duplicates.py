@@ -1,16 +1,15 @@
 """Rows that a file holds more than once, found in twelve bytes a row."""
 
-import heapq
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
 from trainers.containers import Record
 
-_N_BUCKETS = 256  # each is looked through alone, so that only a part of the rows is in a dict at a time
+_N_PARTS = 16  # each is sorted alone, so that only a part of the rows is in memory twice
 _SEED = 0x7E51DE
 
 
@@ -18,6 +17,11 @@ def digest_record(record: Record) -> int:
     """64 bits of what a row was read from; white space around it is no part of it."""
     data = record.strip() if isinstance(record, bytes) else json.dumps(record, default=str).encode()
     return xxh3_64_intdigest(data, _SEED)
+
+
+def digest_lines(lines: Iterable[bytes]) -> list[int]:
+    """The same of many lines."""
+    return [xxh3_64_intdigest(line.strip(), _SEED) for line in lines]
 
 
 class Duplicates:
@@ -28,39 +32,40 @@ class Duplicates:
     """
 
     def __init__(self) -> None:
-        self._digests = [array("Q") for _ in range(_N_BUCKETS)]
-        self._lines = [array("I") for _ in range(_N_BUCKETS)]
+        self._digests, self._lines = array("Q"), array("I")
 
     def add(self, digest: int, *, line: int) -> None:
-        """Note a row; lines come in their order."""
-        bucket = digest % _N_BUCKETS
-        self._digests[bucket].append(digest)
-        self._lines[bucket].append(line)
+        """Note a row."""
+        self._digests.append(digest)
+        self._lines.append(line)
+
+    def extend(self, digests: Iterable[int], lines: Iterable[int]) -> None:
+        """Note many rows."""
+        self._digests.extend(digests)
+        self._lines.extend(lines)
 
     def append(self, later: "Duplicates", *, n_lines: int) -> None:
         """Join those of rows that come after so many lines."""
-        for bucket in range(_N_BUCKETS):
-            self._digests[bucket].extend(later._digests[bucket])
-            self._lines[bucket].extend(line + n_lines for line in later._lines[bucket])
+        self._digests.extend(later._digests)
+        self._lines.extend(line + n_lines for line in later._lines)
 
     def summarize(self, *, n_first: int) -> dict[str, Any]:
         """{"count": rows that were there before, "first": [{"line", "same_as": where it was first}]}."""
+        import numpy as np
+
+        digests, lines = np.frombuffer(self._digests, "u8"), np.frombuffer(self._lines, "u4")
+        parts = digests % np.uint64(_N_PARTS)
         count = 0
-
-        def counted() -> Iterator[tuple[int, int]]:
-            nonlocal count
-            for pair in self._find():
-                count += 1
-                yield pair
-
-        first = heapq.nsmallest(n_first, counted())
+        found: list[list[int]] = []
+        for part in range(_N_PARTS):
+            mine = np.flatnonzero(parts == part)
+            order = mine[np.lexsort((lines[mine], digests[mine]))]
+            again = np.flatnonzero(digests[order[1:]] == digests[order[:-1]]) + 1
+            count += len(again)
+            # Of those that are equal, the first is the last place before that is not one of `again`.
+            firsts = np.setdiff1d(np.arange(len(order)), again, assume_unique=True)
+            same_as = firsts[np.searchsorted(firsts, again) - 1]
+            pairs = np.stack((lines[order[again]], lines[order[same_as]]), axis=1)
+            found += pairs[np.argsort(pairs[:, 0])[:n_first]].tolist()
+        first = sorted(found)[:n_first]
         return {"count": count, "first": [{"line": line, "same_as": same_as} for line, same_as in first]}
-
-    def _find(self) -> Iterator[tuple[int, int]]:
-        for digests, lines in zip(self._digests, self._lines, strict=True):
-            seen: dict[int, int] = {}
-            for digest, line in zip(digests, lines, strict=True):
-                if digest in seen:
-                    yield line, seen[digest]
-                else:
-                    seen[digest] = line

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from trainers.duplicates import Duplicates, digest_record
+from trainers.duplicates import Duplicates, digest_lines, digest_record
 from trainers.messages import Message
 from trainers.row_formats import AnyRow, Document, Prompt, Row, RowKind
 from trainers.row_sample import RowSample
@@ -89,13 +89,21 @@ class Findings:
             "sample": self.sample.summarize(n_first=N_FIRST),
         }
 
-    def _take_plain(self, record: bytes, line: int) -> bool:
-        digest = digest_record(record)
-        if self.sample.wants(digest):
-            return True
-        self.n_used += 1
-        self.duplicates.add(digest, line=line)
-        return False
+    def _take_plain(self, records: list[bytes], first: int) -> list[int]:
+        """Count these rows, which are good; those that the sample wants are to be read for it."""
+        digests = digest_lines(records)
+        wanted = self.sample.pick(digests)
+        self.n_used += len(records) - len(wanted)
+        lines = range(first, first + len(records))
+        if wanted:
+            left = [
+                (digest, line)
+                for i, (digest, line) in enumerate(zip(digests, lines, strict=True))
+                if i not in wanted
+            ]
+            digests, lines = [digest for digest, _ in left], [line for _, line in left]
+        self.duplicates.extend(digests, lines)
+        return wanted
 
     def _add_error(self, error: RowError) -> None:
         self.whole = self.whole and not error.ends_file

@@ -13,7 +13,7 @@ from trainers.row_formats import AnyRow, Document, Labelled, Pair
 SAMPLE_ROWS = 1000
 NEAR = 0.8  # of all runs of three words in two texts, the part that both have
 _TEXT_CHARS = 2000  # of the beginning of a row
-_SHINGLE_WORDS = 3
+_MIX = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # a run is of three words; odd numbers spread their hashes
 _SKETCH = 64
 _TELLING = 8  # a near duplicate shares one of so many with all but certainty
 _COMPARED = 16  # rows, at most, for each of them
@@ -35,6 +35,12 @@ class RowSample:
         if len(self._kept) == self._size and digest > -self._kept[0][0]:
             return False
         return digest not in self._digests
+
+    def pick(self, digests: list[int]) -> list[int]:
+        """The places of those that might come into the sample."""
+        if len(self._kept) == self._size and min(digests) > -self._kept[0][0]:
+            return []  # of most blocks
+        return [i for i, digest in enumerate(digests) if self.wants(digest)]
 
     def add(self, row: AnyRow, *, digest: int) -> None:
         """Offer a row to the sample."""
@@ -110,9 +116,17 @@ def _script_of(letter: str) -> str:
 
 
 def _sketch(text: str) -> list[int]:
-    words = _WORD.findall(text.lower())
-    runs = (words[i : i + _SHINGLE_WORDS] for i in range(max(1, len(words) - _SHINGLE_WORDS + 1)))
-    return sorted({crc32(" ".join(run).encode()) for run in runs})[:_SKETCH]
+    """The smallest hashes of its runs of words."""
+    known: dict[str, int] = {}
+    hashes = []
+    for word in _WORD.findall(text.lower()):
+        if word not in known:
+            known[word] = crc32(word.encode())
+        hashes.append(known[word])
+    hashes += [0] * (len(_MIX) - len(hashes))  # a text of fewer words is one run
+    one, two, three = _MIX
+    runs = zip(hashes, hashes[1:], hashes[2:], strict=False)
+    return sorted({(a * one + b * two + c * three) & 0xFFFFFFFF for a, b, c in runs})[:_SKETCH]
 
 
 def _compare(one: frozenset[int], other: frozenset[int]) -> float:

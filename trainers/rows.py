@@ -7,10 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from trainers.containers import Record, Span, read_records
+from trainers.containers import Record, Span, read_blocks, read_records
 from trainers.faults import Reason, RowFault, Unreadable, reason_of
 from trainers.json_values import load_json
-from trainers.plain_rows import IsPlain, make_check
+from trainers.plain_rows import PlainCheck, make_check
 from trainers.row_formats import FORMATS, AnyRow, Document, RowKind, detect_format, kind_of, read_row
 from trainers.specs.layouts import PLAIN_TEXT, Layout
 
@@ -18,8 +18,8 @@ from trainers.specs.layouts import PLAIN_TEXT, Layout
 _JSON_CELLS = ("messages", "conversations", "history", "tools", "input")
 _MESSAGE_CHARS = 500
 MAX_ROWS = 20_000_000  # each costs some bytes of memory when a file is checked and prepared
-# Given a line and its number; whether it is to be read all the same.
-TakePlain = Callable[[bytes, int], bool]
+# Given lines and the number of the first; which of them are to be read all the same, counted from 0.
+TakePlain = Callable[[list[bytes], int], list[int]]
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -51,35 +51,22 @@ class Rows:
         self.record: Record = b""  # what the last item was read from
 
     def __iter__(self) -> Iterator[AnyRow | RowError]:
-        return self._iterate(None)
+        return self._to_the_end(
+            item
+            for line, record in read_records(self._path, self._layout, span=self._span)
+            for item in self._take(line, record)
+        )
 
     def skim(self, take_plain: TakePlain) -> Iterator[AnyRow | RowError]:
         """As an iteration, but lines that are good rows beyond doubt go to `take_plain`, and only those that
-        it says True of are read. They are most lines of most files, and a reading costs ten times as much.
+        it asks for are read. They are most lines of most files, and a reading costs ten times as much.
         """
-        return self._iterate(take_plain)
+        return self._to_the_end(self._skim(take_plain))
 
-    def _iterate(self, take_plain: TakePlain | None) -> Iterator[AnyRow | RowError]:
-        is_plain = self._make_plain_check()
+    def _to_the_end(self, items: Iterator[AnyRow | RowError]) -> Iterator[AnyRow | RowError]:
+        """What `items` has, and at the end what is wrong with the file as a whole."""
         try:
-            for line, record in read_records(self._path, self._layout, span=self._span):
-                if line > MAX_ROWS:
-                    raise Unreadable("too_large", f"the file has more than {MAX_ROWS} lines", line=line)
-                if is_plain and take_plain and isinstance(record, bytes) and is_plain(record):
-                    if not take_plain(record, line):
-                        self.n_rows += 1
-                        continue
-                if record == b"":
-                    self.blank_lines += 1
-                    continue
-                self.n_rows += 1
-                self.record = record
-                try:
-                    yield self._read(record, line=line)
-                    if take_plain and is_plain is None:
-                        is_plain = self._make_plain_check()
-                except ValueError as error:
-                    yield RowError(line, _shorten(str(error)), reason_of(error))
+            yield from items
         except Unreadable as error:
             yield RowError(error.line, _shorten(str(error)), error.code, ends_file=True)
             return
@@ -87,12 +74,48 @@ class Rows:
             message = "the file holds no rows" if self.blank_lines else "the file is empty"
             yield RowError(1, message, "empty_file", ends_file=True)
 
+    def _skim(self, take_plain: TakePlain) -> Iterator[AnyRow | RowError]:
+        check: PlainCheck | None = None
+        for first, records in self._read_blocks():
+            if check and check.takes_all(records) and first + len(records) <= MAX_ROWS:
+                wanted = take_plain(records, first)
+                self.n_rows += len(records) - len(wanted)
+                for i in wanted:
+                    yield from self._take(first + i, records[i])
+                continue
+            for line, record in enumerate(records, first):
+                check = check or self._make_plain_check()
+                if check and line <= MAX_ROWS and isinstance(record, bytes) and check.takes(record):
+                    if not take_plain([record], line):
+                        self.n_rows += 1
+                        continue
+                yield from self._take(line, record)
+
+    def _read_blocks(self) -> Iterator[tuple[int, list[Record]]]:
+        if self._layout.container == "jsonl":
+            return read_blocks(self._path, self._layout, span=self._span)
+        return ((line, [record]) for line, record in read_records(self._path, self._layout))
+
+    def _take(self, line: int, record: Record) -> Iterator[AnyRow | RowError]:
+        """The row or what is wrong with it; nothing of a blank line."""
+        if line > MAX_ROWS:
+            raise Unreadable("too_large", f"the file has more than {MAX_ROWS} lines", line=line)
+        if isinstance(record, bytes) and (not record or record.isspace()):
+            self.blank_lines += 1
+            return
+        self.n_rows += 1
+        self.record = record
+        try:
+            yield self._read(record, line=line)
+        except ValueError as error:
+            yield RowError(line, _shorten(str(error)), reason_of(error))
+
     @property
     def kind(self) -> RowKind | None:
         """What the rows are to a method; None before the first valid one."""
         return kind_of(self.format) if self.format else None
 
-    def _make_plain_check(self) -> IsPlain | None:
+    def _make_plain_check(self) -> PlainCheck | None:
         if self._layout.container not in ("jsonl", "json") or self._layout.column_map or not self.format:
             return None
         return make_check(self.format)
