@@ -56,7 +56,7 @@ def contexts(
         stack.import_model(tiny_model, model_id=SLASHED)
         job = wait_for(lambda: ended(http, finished), within_s=300, what="the job's end", every_s=0.5)
         assert job["status"] == "succeeded", job["error"]
-        wait_for(lambda: job_of(http, running)["estimated_finish"], within_s=150, what="steps of the long job")
+        wait_for(lambda: job_of(http, running)["estimated_finish"], within_s=150, what="the long job's steps")
         yield {
             version: Context(
                 version=version,
