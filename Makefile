@@ -12,7 +12,7 @@ CLIENTS := $(patsubst tests/contracts/%.txt,.contracts/%/.installed,$(wildcard t
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-long lint bench openapi clean
+.PHONY: help install demo up test test-long faults lint bench openapi clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -41,6 +41,9 @@ test: install ## run the tests
 
 test-long: install ## run the slow tests
 	$(BIN)/pytest -m 'long and not gpu' -n $(JOBS) --dist loadfile
+
+faults: install ## run thousands of random lives of jobs and pipelines
+	$(BIN)/pytest -m faults -n $(JOBS) --dist loadfile
 
 lint: $(STAMP) ## check style, formatting, types and import rules
 	$(BIN)/ruff check
