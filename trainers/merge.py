@@ -36,6 +36,7 @@ from trainers.adapters import (
 )
 from trainers.artifacts import Refused, count_bytes, digest_folder, publish_folder, report_outcome, write_json
 from trainers.evaluation import EVALUATION_FILE
+from trainers.quantized import do_without as do_without_quantization
 from trainers.specs import SpecError, load_run_spec
 from trainers.specs.parameters import Resolved
 from trainers.vocabulary import add_rows, count_rows
@@ -386,4 +387,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    do_without_quantization()
     sys.exit(main())

@@ -42,8 +42,11 @@ _POLL_S = 0.2
 log = logging.getLogger("trainers.run")
 
 
-def run(run_dir: Path, *, stop: StopRequest) -> int:
-    """Trains as spec.json says; returns the exit status. Failures are explained in exit.json, then raised."""
+def run(run_dir: Path, *, stop: StopRequest, alone: bool = False) -> int:
+    """Trains as spec.json says; returns the exit status. Failures are explained in exit.json, then raised.
+
+    alone: nothing else will be done in this process.
+    """
     first = rank() == 0
     if first:
         (run_dir / "exit.json").unlink(missing_ok=True)  # of an earlier run by hand in the same folder
@@ -54,7 +57,7 @@ def run(run_dir: Path, *, stop: StopRequest) -> int:
     try:
         join_ranks()
         peers = Peers()
-        _attempt(run_dir, stop=stop, events=events, outcome=outcome)
+        _attempt(run_dir, stop=stop, events=events, outcome=outcome, alone=alone)
         peers.part()
     except Exception as error:  # the one place where every failure gets its reason
         if peers and peers.lost() and not isinstance(error, SpecError):
@@ -80,7 +83,7 @@ def run(run_dir: Path, *, stop: StopRequest) -> int:
     return 0
 
 
-def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outcome) -> None:
+def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outcome, alone: bool) -> None:
     spec = load_run_spec(run_dir)
     if world_size() != spec.resources.nproc_per_node:
         raise SpecError(
@@ -94,6 +97,10 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
     if any_rank(stop.requested)[0]:
         outcome.reason, outcome.message = "stopped", "asked to stop before training began"
         return
+    from trainers import quantized  # only now: what is wrong with the spec is told without torch
+
+    if alone and not quantized.is_quantized(spec.settings()):
+        quantized.do_without()
     attempt = Attempt(run_dir, spec=spec, events=events, stop=stop, outcome=outcome)
     method = importlib.import_module(MODULES[spec.method])
     method.train(attempt, prepared=prepared, resume=resume)
@@ -151,7 +158,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s [{rank()}] %(name)s: %(message)s"
     )
-    return run(Path(arguments[0]).absolute(), stop=stop)
+    return run(Path(arguments[0]).absolute(), stop=stop, alone=True)
 
 
 if __name__ == "__main__":
