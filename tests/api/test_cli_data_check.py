@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.cli_peer import run
+from tests.parquet import write_crashing
 
 GOOD = '{"prompt": "Is it a fever?", "completion": "Yes, it is."}\n'
 
@@ -30,6 +31,15 @@ def test_refused_rows_are_listed_and_the_exit_status_is_1(tmp_path: Path) -> Non
     assert "4: 1 used, 3 refused" in result.stdout
     assert "unknown key 'promt'; did you mean 'prompt'?" in " ".join(result.stdout.split())
     assert "\x1b" not in result.stdout
+
+
+def test_a_file_that_its_reader_crashes_on_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(write_crashing())
+    result = run("data", "check", str(path))
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "its reader crashed on it" in " ".join(result.stdout.split())
+    assert "The file could not be read to its end." in result.stdout
 
 
 def test_the_raw_report_is_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
