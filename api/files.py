@@ -17,8 +17,9 @@ from api.deps import After, DatabaseDep, SettingsDep
 from api.errors import ApiError, hint
 from api.once import Once, OnceDep
 from api.report_schemas import FileReport
-from api.schemas import Deleted, FileList, FileObject, ImportFile, Purpose
+from api.schemas import Deleted, FileList, FileObject, Purpose
 from api.sources import check_hub
+from api.upload_schemas import ImportFile
 from db import blobs, files
 from db.blobs import BlobWriter
 from workers.dispatch import ring
@@ -30,32 +31,14 @@ _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("purpose", _ANCHOR, _SECONDS, *reading.FIELDS)
 _REPORT_RETRY_S = "2"
 _BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
-_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(PURPOSES)},
-                        _ANCHOR: {"type": "string", "enum": ["created_at"]},
-                        _SECONDS: {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
-                        **reading.PROPERTIES,
-                    },
-                }
-            }
-        },
-    }
+_FORM_FIELDS: dict[str, Any] = {
+    "purpose": {"type": "string", "enum": list(PURPOSES)},
+    _ANCHOR: {"type": "string", "enum": ["created_at"]},
+    _SECONDS: {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    **reading.PROPERTIES,
 }
-_RAW: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+_FORM = intake.describe_form("file", "purpose", **_FORM_FIELDS)
+_RAW = intake.describe_body("application/octet-stream", intake.BINARY)
 
 
 @router.post("", summary="Upload file", openapi_extra=_FORM)
@@ -183,9 +166,10 @@ def import_file(
         message = "The config and the split are parameters of their own."
         raise ApiError(400, "invalid_value", message, param="source")
     source = dataclasses.replace(source, config=body.config, split=body.split)
+    said = reading.check(body.model_dump(), filename=files.name_import(source), purpose=body.purpose)
 
     def make(session: Session) -> dict[str, Any]:
-        file = files.start_import(session, org_id=caller.org_id, source=source)
+        file = files.start_import(session, org_id=caller.org_id, source=source, **said)
         return render.file_object(file).model_dump(mode="json")
 
     answer = once.answer(make, request=("POST /v1/files/import", body.model_dump(mode="json")))

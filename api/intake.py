@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
@@ -17,6 +17,7 @@ from db.blobs import BlobWriter
 LOAD_BYTES = 256 * 1024
 # Beside those that serve all other requests: uploads that wait for the disk keep nobody else waiting.
 _THREADS = 4
+BINARY = {"type": "string", "format": "binary"}
 _limiter: RunVar[CapacityLimiter] = RunVar("disk threads")
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +30,18 @@ async def on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         limiter = CapacityLimiter(_THREADS)
         _limiter.set(limiter)
     return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=limiter)
+
+
+def describe_body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """What the API's description says of a body that a route reads as it comes."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def describe_form(file_field: str, *required: str, **fields: dict[str, Any]) -> dict[str, Any]:
+    """The same of a form with one file."""
+    properties = {file_field: BINARY, **fields}
+    schema = {"type": "object", "required": [file_field, *required], "properties": properties}
+    return describe_body("multipart/form-data", schema)
 
 
 class Intake:

@@ -1,13 +1,14 @@
-"""What is said of the rows of a training file when it is uploaded, as form fields or in the query."""
+"""What is said of the rows of a training file on its way in, in a form, a query or a JSON body."""
 
 import json
 import re
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 
 from api.errors import ApiError
+from api.schemas import Body
 from trainers.specs import Layout
 from trainers.specs.layouts import FORMAT_KEYS, PLAIN_TEXT
 
@@ -34,18 +35,38 @@ class Said(BaseModel):
     ] = None
 
 
+class Told(Body):
+    """The same in a JSON body; refused in the same words, so `check` looks at it."""
+
+    format: Annotated[str, WithJsonSchema(PROPERTIES["format"])] | None = None
+    column_map: Annotated[Any, WithJsonSchema(PROPERTIES["column_map"])] | None = None
+    max_invalid_fraction: Annotated[Any, WithJsonSchema(PROPERTIES["max_invalid_fraction"])] | None = None
+
+
 def names_column(field: str) -> bool:
     """Whether a field is an entry of `column_map`."""
     return _COLUMN.fullmatch(field) is not None
 
 
 def read(fields: dict[str, str], *, filename: str, purpose: str) -> dict[str, Any]:
-    """What is said of the rows, as `files.create` takes it. Raises ApiError, SpecError."""
+    """What fields of a form or a query say of the rows, as `check` answers it. Raises ApiError, SpecError."""
+    fraction = fields.get("max_invalid_fraction")
+    if fraction is not None and re.fullmatch(r"0|0?\.[0-9]{1,9}", fraction):
+        fraction = float(fraction)
     said = {
         "format": fields.get("format"),
         "column_map": _read_column_map(fields),
-        "max_invalid_fraction": _read_fraction(fields),
+        "max_invalid_fraction": fraction,
     }
+    return check(said, filename=filename, purpose=purpose)
+
+
+def check(said: dict[str, Any], *, filename: str, purpose: str) -> dict[str, Any]:
+    """What `said` says of the rows, as `files.create` takes it. Raises ApiError, SpecError."""
+    said = {name: said[name] for name in FIELDS}
+    _check_column_map(said["column_map"])
+    _check_fraction(said["max_invalid_fraction"])
+    said["column_map"] = said["column_map"] or None
     if purpose == "fine-tune":
         Layout.of(filename, said["format"], said["column_map"])
         return said
@@ -56,27 +77,30 @@ def read(fields: dict[str, str], *, filename: str, purpose: str) -> dict[str, An
     return said
 
 
-def _read_fraction(fields: dict[str, str]) -> float | None:
-    text = fields.get("max_invalid_fraction")
-    if text is None:
-        return None
-    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", text):
-        message = "'max_invalid_fraction' must be a number from 0 up to 1, which is left out: 0.01."
-        raise ApiError(400, "invalid_value", message, param="max_invalid_fraction")
-    return float(text)
+def _check_fraction(given: Any) -> None:
+    if given is None or (type(given) in (int, float) and 0 <= given < 1):
+        return
+    message = "'max_invalid_fraction' must be a number from 0 up to 1, which is left out: 0.01."
+    raise ApiError(400, "invalid_value", message, param="max_invalid_fraction")
 
 
-def _read_column_map(fields: dict[str, str]) -> dict[str, str] | None:
-    """`column_map` as one JSON object, or as a field a key: `column_map[question]`."""
+def _check_column_map(given: Any) -> None:
+    if given is None or (isinstance(given, dict) and all(isinstance(name, str) for name in given.values())):
+        return
+    message = '\'column_map\' must be an object of texts: {"our key": "your column"}.'
+    raise ApiError(400, "invalid_value", message, param="column_map")
+
+
+def _read_column_map(fields: dict[str, str]) -> Any:
+    """`column_map` as one JSON object, or as a field a key: `column_map[question]`; else the text itself."""
     named = {found[1]: value for name, value in fields.items() if (found := _COLUMN.fullmatch(name))}
     text = fields.get("column_map")
     if text is None:
         return named or None
+    if named:
+        return text
     try:
         given = json.loads(text)
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict) or not all(isinstance(column, str) for column in given.values()) or named:
-        message = '\'column_map\' must be an object of texts: {"our key": "your column"}.'
-        raise ApiError(400, "invalid_value", message, param="column_map")
-    return given or None
+        return text
+    return text if given is None else given

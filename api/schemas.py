@@ -162,19 +162,6 @@ class ImportModel(Body):
     )
 
 
-class ImportFile(Body):
-    """Training data to be fetched from a hub."""
-
-    source: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
-        description="`hf://organisation/name@revision`; the revision may be left out."
-    )
-    config: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
-        default=None, description="Which part of the data set, where it has several."
-    )
-    split: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,63}$")] = "train"
-    purpose: Literal["fine-tune"] = "fine-tune"
-
-
 class CreateDeployment(Body):
     """A model that should answer."""
 

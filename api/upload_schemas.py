@@ -1,9 +1,10 @@
-"""Bodies of requests and answers about uploads in parts. Times are Unix seconds."""
+"""Bodies of requests and answers about files that come in parts or from a hub. Times are Unix seconds."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from api.reading import Told
 from api.schemas import Body, FileObject, Id, Purpose
 from db.uploads import MAX_PARTS
 
@@ -17,7 +18,7 @@ class ExpiresAfter(Body):
     seconds: int = Field(ge=3600, le=2_592_000, strict=True)
 
 
-class CreateUpload(Body):
+class CreateUpload(Told):
     """A file that will come in parts."""
 
     filename: Annotated[str, StringConstraints(min_length=1)]
@@ -38,6 +39,19 @@ class CompleteUpload(Body):
     )
 
 
+class ImportFile(Told):
+    """Training data to be fetched from a hub."""
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description="`hf://organisation/name@revision`; the revision may be left out."
+    )
+    config: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        default=None, description="Which part of the data set, where it has several."
+    )
+    split: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]{0,63}$")] = "train"
+    purpose: Literal["fine-tune"] = "fine-tune"
+
+
 class UploadPartObject(BaseModel):
     """A part that is there."""
 
@@ -50,7 +64,7 @@ class UploadPartObject(BaseModel):
 
 
 class UploadObject(BaseModel):
-    """A file that comes in parts. `parts` is an addition of this service."""
+    """A file that comes in parts. `parts` and what is said of the rows are additions of this service."""
 
     id: str
     object: Literal["upload"] = "upload"
@@ -59,6 +73,9 @@ class UploadObject(BaseModel):
     expires_at: int
     filename: str
     purpose: str
+    format: str | None = Field(description="As the file will have it.")
+    column_map: dict[str, str] | None = Field(description="As the file will have it.")
+    max_invalid_fraction: float = Field(description="As the file will have it.")
     status: UploadStatus
     file: FileObject | None = Field(description="What the parts have made.")
     parts: list[UploadPartObject] = Field(

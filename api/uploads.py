@@ -11,7 +11,7 @@ from api import multipart, reading, render
 from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
-from api.intake import on_disk
+from api.intake import describe_form, on_disk
 from api.once import OnceDep
 from api.upload_schemas import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
 from db import uploads
@@ -23,20 +23,6 @@ from workers.dispatch import ring
 router = APIRouter(prefix="/uploads", tags=["Uploads"])
 
 PART_MAX_BYTES = 64 * 1024 * 1024  # as OpenAI's, and what the official clients send
-_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
-                }
-            }
-        },
-    }
-}
 
 
 @router.post("", summary="Create upload")
@@ -48,7 +34,7 @@ def create_upload(
         message = f"The file has more than the {settings.max_upload_bytes} bytes allowed."
         raise ApiError(413, "file_too_large", message, param="bytes")
     filename = multipart.label(body.filename)
-    reading.read({}, filename=filename, purpose=body.purpose)
+    said = reading.check(body.model_dump(), filename=filename, purpose=body.purpose)
 
     def make(session: Session) -> dict[str, Any]:
         upload = uploads.create(
@@ -58,6 +44,7 @@ def create_upload(
             purpose=body.purpose,
             size_bytes=body.bytes,
             expires_after_s=body.expires_after.seconds if body.expires_after else None,
+            **said,
         )
         seen = uploads.see(session, upload.id, org_id=caller.org_id)
         return render.upload_object(seen).model_dump(mode="json")
@@ -72,7 +59,7 @@ def retrieve_upload(upload_id: str, caller: CallerDep, database: DatabaseDep) ->
     return _see(database, upload_id, org_id=caller.org_id)
 
 
-@router.post("/{upload_id}/parts", summary="Add upload part", openapi_extra=_FORM)
+@router.post("/{upload_id}/parts", summary="Add upload part", openapi_extra=describe_form("data"))
 async def add_part(
     upload_id: str, request: Request, caller: CallerDep, database: DatabaseDep, settings: SettingsDep
 ) -> UploadPartObject:

@@ -58,16 +58,32 @@ def create(
     return file
 
 
-def start_import(session: Session, *, org_id: str, source: HubSource) -> File:
+def name_import(source: HubSource) -> str:
+    """What a file fetched from `source` is called."""
+    return source.repo.rpartition("/")[2] + ".jsonl"
+
+
+def start_import(
+    session: Session,
+    *,
+    org_id: str,
+    source: HubSource,
+    format: str | None = None,
+    column_map: dict[str, str] | None = None,
+    max_invalid_fraction: float | None = None,
+) -> File:
     """Record a training file whose bytes a worker will fetch from `source`, and queue that and its check."""
     file = File(
         id=new_id("file-"),
         org_id=org_id,
-        filename=source.repo.rpartition("/")[2] + ".jsonl",
+        filename=name_import(source),
         purpose="fine-tune",
         bytes=0,
         sha256="",
         status="uploaded",
+        format=format,
+        column_map=column_map,
+        max_invalid_fraction=max_invalid_fraction,
         source=str(source),
         created_at=clock(session),
     )

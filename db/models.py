@@ -81,7 +81,15 @@ class ApiKey(Owned, Base):
     revoked_at: Mapped[float | None]
 
 
-class File(Owned, Base):
+class Described:
+    """What the owner of a file says of its rows; the rest is told by its name."""
+
+    format: Mapped[str | None]
+    column_map: Mapped[dict[str, Any] | None]
+    max_invalid_fraction: Mapped[float | None]  # of the rows, which are then left out
+
+
+class File(Owned, Described, Base):
     """A file; its bytes lie in the blob store under `sha256`, empty until they have come from `source`."""
 
     __tablename__ = "files"
@@ -100,16 +108,12 @@ class File(Owned, Base):
     status_details: Mapped[str | None]
     rows: Mapped[int | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # too long for lists
-    # What its owner says of its rows; the rest is told by its name.
-    format: Mapped[str | None]
-    column_map: Mapped[dict[str, Any] | None]
-    max_invalid_fraction: Mapped[float | None]  # of the rows, which are then left out
     source: Mapped[str | None]
     expires_at: Mapped[float | None]
     created_at: Mapped[float]
 
 
-class Upload(Owned, Base):
+class Upload(Owned, Described, Base):
     """A file that comes in parts. The parts of an upload that is no longer pending are gone."""
 
     __tablename__ = "uploads"

@@ -38,8 +38,11 @@ def create(
     purpose: str,
     size_bytes: int,
     expires_after_s: int | None = None,
+    format: str | None = None,
+    column_map: dict[str, str] | None = None,
+    max_invalid_fraction: float | None = None,
 ) -> Upload:
-    """An upload that waits for its parts; `expires_after_s` is for the file that they will make."""
+    """An upload that waits for its parts; `expires_after_s` and the rest is for the file that they make."""
     now = clock(session)
     upload = Upload(
         id=new_id("upload_"),
@@ -48,6 +51,9 @@ def create(
         purpose=purpose,
         bytes=size_bytes,
         file_expires_after_s=expires_after_s,
+        format=format,
+        column_map=column_map,
+        max_invalid_fraction=max_invalid_fraction,
         status="pending",
         created_at=now,
         expires_at=now + LIFETIME_S,
@@ -142,6 +148,9 @@ def complete(
                 filename=upload.filename,
                 purpose=upload.purpose,
                 expires_after_s=upload.file_expires_after_s,
+                format=upload.format,
+                column_map=upload.column_map,
+                max_invalid_fraction=upload.max_invalid_fraction,
             )
             upload.order_sha256, upload.file_id = order_sha256, file.id
             _end(session, upload, status="completed")

@@ -36,7 +36,7 @@ class Findings:
         """Look at every row."""
         for row in rows.skim(self._take_plain):
             if isinstance(row, RowError):
-                self._add_error(row)
+                self.add_error(row)
                 continue
             self.n_used += 1
             digest = digest_record(rows.record)
@@ -48,11 +48,18 @@ class Findings:
         self.format, self.kind = rows.format, rows.kind
         return self
 
+    def add_error(self, error: RowError) -> None:
+        """Count what is wrong with a row, or with the rest of the file."""
+        self.whole = self.whole and not error.ends_file
+        self.reasons[error.code] += 1
+        if self.reasons[error.code] <= N_FIRST:
+            self.errors.append(error)
+
     def append(self, later: "Findings") -> None:
         """Join what was found in the part of a file that comes after this one."""
         n_lines = self.n_rows + self.blank_lines  # of a part of a file every line is one of the two
         for error in later.errors:
-            self._add_error(replace(error, line=error.line + n_lines))
+            self.add_error(replace(error, line=error.line + n_lines))
         for which, line in later.noticed:
             self._add_notice(which, line + n_lines)
         # Above, those of which the lines are known were counted.
@@ -104,12 +111,6 @@ class Findings:
             digests, lines = [digest for digest, _ in left], [line for _, line in left]
         self.duplicates.extend(digests, lines)
         return wanted
-
-    def _add_error(self, error: RowError) -> None:
-        self.whole = self.whole and not error.ends_file
-        self.reasons[error.code] += 1
-        if self.reasons[error.code] <= N_FIRST:
-            self.errors.append(error)
 
     def _add_notice(self, which: str, line: int) -> None:
         self.n_noticed[which] += 1

@@ -7,10 +7,13 @@ Errors in the data are findings, so they go into the report and the exit status 
 import argparse
 import json
 import os
+import resource
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from trainers.specs.layouts import Layout
 
 _SPAWN = get_context("spawn")
 _PART_BYTES = 64 << 20  # at least: a process costs more than it saves on less
+# How a process ends over what its libraries do, rather than by somebody's will or for want of memory.
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 
 
 def check_file(path: Path, layout: Layout, *, n_processes: int = 1) -> dict[str, Any]:
@@ -38,6 +43,34 @@ def check_file(path: Path, layout: Layout, *, n_processes: int = 1) -> dict[str,
     if not found.n_rows:
         found = Findings().collect(Rows(path, layout))
     return found.summarize(max_invalid_fraction=layout.max_invalid_fraction)
+
+
+def check_apart(path: Path, layout: Layout) -> dict[str, Any]:
+    """`check_file` in a process of its own, whose crash is one more thing that can be wrong with a file.
+
+    Of some broken Parquet Arrow ends the process. Raises RuntimeError where it ended for another reason.
+    """
+    receiver, sender = _SPAWN.Pipe(duplex=False)
+    reader = _SPAWN.Process(target=_send_report, args=(path, layout, sender), daemon=True)
+    reader.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        reader.join()
+    status = -(reader.exitcode or 0)
+    if status not in _CRASHES:
+        raise RuntimeError(f"what read the file ended with exit status {reader.exitcode}")
+    name = signal.Signals(status).name
+    message = f"the file is not whole {layout.container.capitalize()}: its reader crashed on it ({name})"
+    found = Findings()
+    found.add_error(RowError(1, message, "unreadable", ends_file=True))
+    return found.summarize(max_invalid_fraction=layout.max_invalid_fraction)
+
+
+def _send_report(path: Path, layout: Layout, sender: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # which would hold the file's rows
+    sender.send(check_file(path, layout))
 
 
 def _split(path: Path, layout: Layout, *, n_parts: int) -> list[Span]:
@@ -80,7 +113,10 @@ def main(arguments: list[str] | None = None) -> int:
     n_processes = min(os.cpu_count() or 1, options.file.stat().st_size // _PART_BYTES)
     with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
         digest = pool.submit(digest_file, options.file) if n_processes > 1 else None
-        report = check_file(options.file, layout, n_processes=n_processes)
+        if layout.container == "parquet":
+            report = check_apart(options.file, layout)
+        else:
+            report = check_file(options.file, layout, n_processes=n_processes)
         report["sha256"] = digest.result() if digest else digest_file(options.file)
     write_json(options.report, report)
     return 0

@@ -1,19 +1,14 @@
 """`residency data check`: what a training file holds and what is wrong with it, without a server."""
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from api.client import ClientError
-from api.commands.files import Columns, RowFormat, read_columns
+from api.commands.files import Columns, MaxInvalid, RowFormat
 from api.commands.output import AsJson, out, plain, print_fields, print_json, print_table
+from api.commands.trainer import ask_trainer, describe_layout
 
 _SHOWN_LINES = 10
 
@@ -23,36 +18,18 @@ def check(
     *,
     format: RowFormat = None,
     column: Columns = None,
+    max_invalid: MaxInvalid = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the rows of a file as the server would. Exit status 1: some are refused."""
-    from trainers.specs import Layout, SpecError  # slow to import, and no other command needs it
-
-    try:
-        layout = Layout.of(path.name, format, read_columns(column))
-    except SpecError as error:
-        raise ClientError(f"{path}: {error.message}") from None
-    report = _check(path, layout=json.dumps(dataclasses.asdict(layout)))
+    """Check the rows of a file as the server would. Exit status 1: the file is refused."""
+    layout = describe_layout(path, format=format, column=column, max_invalid=max_invalid)
+    report = ask_trainer("trainers.validate", str(path.absolute()), f"--layout={json.dumps(layout)}")
     if as_json:
         print_json(report)
     else:
         _show(report)
     if not report["accepted"]:
         raise typer.Exit(1)
-
-
-def _check(path: Path, *, layout: str) -> dict[str, Any]:
-    """The report that a worker would make: in a process of its own, since only trainers read rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "trainers.validate", str(path.absolute())]
-        command += ["--layout", layout, "--report", str(target)]
-        # A folder named `trainers` in the working directory would be imported instead of ours.
-        env = os.environ | {"PYTHONSAFEPATH": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ClientError(f"{path} could not be checked: {done.stderr[-500:]}")
-        return json.loads(target.read_bytes())
 
 
 def _show(report: dict[str, Any]) -> None:

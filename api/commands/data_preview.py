@@ -1,10 +1,6 @@
 """`residency data preview`: what a model will see in a file, on this machine or on the server."""
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import groupby
@@ -15,7 +11,9 @@ import typer
 from rich.text import Text
 
 from api.client import ClientError, Refused, connect, locate
+from api.commands.files import Columns, RowFormat
 from api.commands.output import AsJson, errors, out, plain, print_json, print_table, strip_controls
+from api.commands.trainer import ask_trainer, describe_layout
 
 _TRAINED_STYLE = "bold green"
 _OPEN, _CLOSE = "⟦", "⟧"  # around what is trained, for those who see no colours
@@ -32,6 +30,8 @@ def preview(
         list[int] | None,
         typer.Option(min=1, help="Number of a row; may be given several times. Without it: the first three."),
     ] = None,
+    format: RowFormat = None,
+    column: Columns = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of the longest row.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens of a block of plain text.")] = None,
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs", help="Train on all tokens.")] = False,
@@ -53,7 +53,12 @@ def preview(
     }
     given = {name: value for name, value in shaping.items() if value is not None}
     if Path(source).is_file():
-        found = _look_here(Path(source), model=model, method=method, rows=row, hyperparameters=given)
+        layout = describe_layout(Path(source), format=format, column=column)
+        found = _look_here(
+            Path(source), layout=layout, model=model, method=method, rows=row, hyperparameters=given
+        )
+    elif format or column:
+        raise ClientError("How the rows of an uploaded file are to be read was said when it was uploaded.")
     else:
         found = _ask_server(source, model=model, method=method, row=row, **given)
     if as_json:
@@ -66,7 +71,13 @@ def preview(
 
 
 def _look_here(
-    path: Path, *, model: str, method: str, rows: list[int] | None, hyperparameters: dict[str, Any]
+    path: Path,
+    *,
+    layout: dict[str, Any],
+    model: str,
+    method: str,
+    rows: list[int] | None,
+    hyperparameters: dict[str, Any],
 ) -> dict[str, Any]:
     if not Path(model).is_dir():
         raise ClientError(
@@ -76,38 +87,18 @@ def _look_here(
     request = {
         "model_dir": str(Path(model).absolute()),
         "file": str(path.absolute()),
-        "layout": dataclasses.asdict(_layout_of(path)),
+        "layout": layout,
         "method": method,
         "hyperparameters": hyperparameters,
         "rows": rows,
     }
     with tempfile.TemporaryDirectory(prefix="residency-") as folder, errors.status("Looking"):
-        asked, report = Path(folder, "request.json"), Path(folder, "report.json")
+        asked = Path(folder, "request.json")
         asked.write_text(json.dumps(request))
-        done = subprocess.run(
-            [sys.executable, "-m", "trainers.preview", str(asked), f"--report={report}"],
-            # A folder named `trainers` in the working directory would be imported instead of ours.
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            raise ClientError(f"The file could not be looked at: {last[0]}")
-        found = json.loads(report.read_text())
+        found = ask_trainer("trainers.preview", str(asked))
     if "error" in found:
         raise ClientError(found["error"]["message"])
     return found
-
-
-def _layout_of(path: Path) -> Any:
-    from trainers.specs import Layout, SpecError  # slow to import, and few commands need it
-
-    try:
-        return Layout.of(path.name)
-    except SpecError as error:
-        raise ClientError(f"{path}: {error.message}") from None
 
 
 def _ask_server(file_id: str, **query: Any) -> dict[str, Any]:

@@ -21,6 +21,10 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=COLUMN", help="The file's own column for a key; may be given several times."),
 ]
+MaxInvalid = Annotated[
+    float | None,
+    typer.Option("--max-invalid-fraction", help="Part of the rows that may be wrong: they are left out."),
+]
 
 
 @app.command()
@@ -30,11 +34,16 @@ def upload(
     purpose: str = "fine-tune",
     format: RowFormat = None,
     column: Columns = None,
+    max_invalid: MaxInvalid = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a file and wait until its rows are checked."""
     client = connect()
-    wishes = {"format": format, "column_map": json.dumps(read_columns(column)) if column else None}
+    wishes = {
+        "format": format,
+        "column_map": json.dumps(read_columns(column)) if column else None,
+        "max_invalid_fraction": None if max_invalid is None else f"{max_invalid:.9f}",
+    }
     uploaded = send_file(client, path, purpose=purpose, **wishes)
     with errors.status(f"Checking {path.name}"):
         file = poll(

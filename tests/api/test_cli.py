@@ -168,7 +168,8 @@ def test_upload_sends_the_file_and_waits(peer: Peer, tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "completion": "b"}\n')
     peer.answers("PUT /v1/files", FILE)
     peer.answers("GET /v1/files/file-1", FILE, FILE | {"status": "processed", "rows": 1})
-    result = run("files", "upload", str(path), "--format", "prompt_completion", "--column", "prompt=Frage")
+    said = ["--format", "prompt_completion", "--column", "prompt=Frage", "--max-invalid-fraction", "0.01"]
+    result = run("files", "upload", str(path), *said)
     assert result.exit_code == 0
     assert result.stdout == "file-1  train.jsonl  2.0 kB  1 rows\n"
     sent = peer.requests[0]
@@ -180,6 +181,7 @@ def test_upload_sends_the_file_and_waits(peer: Peer, tmp_path: Path) -> None:
         "sha256": hashlib.sha256(sent.body).hexdigest(),
         "format": "prompt_completion",
         "column_map": '{"prompt": "Frage"}',
+        "max_invalid_fraction": "0.010000000",
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.cli_peer import run
+from tests.parquet import write_crashing
 
 GOOD = '{"prompt": "Is it a fever?", "completion": "Yes, it is."}\n'
 
@@ -32,6 +33,15 @@ def test_refused_rows_are_listed_and_the_exit_status_is_1(tmp_path: Path) -> Non
     assert "\x1b" not in result.stdout
 
 
+def test_a_file_that_its_reader_crashes_on_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(write_crashing())
+    result = run("data", "check", str(path))
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "its reader crashed on it" in " ".join(result.stdout.split())
+    assert "The file could not be read to its end." in result.stdout
+
+
 def test_the_raw_report_is_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a folder that has a package of the same name."""
     (tmp_path / "trainers").mkdir()
@@ -45,12 +55,25 @@ def test_the_raw_report_is_the_servers(tmp_path: Path, monkeypatch: pytest.Monke
     assert (report["rows_used"], report["reasons"]) == (1, {"empty_value": 1})
 
 
+def test_so_many_rows_may_be_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD * 3 + "{\n")
+    strict = run("data", "check", str(path), "--max-invalid-fraction", "0.2")
+    assert (strict.exit_code, "4: 3 used, 1 refused" in strict.stdout) == (1, True)
+    tolerant = run("data", "check", str(path), "--max-invalid-fraction", "0.25", "--json")
+    assert tolerant.exit_code == 0
+    report = json.loads(tolerant.stdout)
+    assert (report["accepted"], report["max_invalid_fraction"], report["rows_used"]) == (True, 0.25, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "part"),
     [
         ("rows.pdf", [], ".jsonl, .json, .csv"),
         ("rows.csv", ["--format", "alpacca"], "did you mean 'alpaca'"),
         ("rows.csv", ["--column", "prompt"], "is not KEY=COLUMN"),
+        ("rows.csv", ["--max-invalid-fraction", "1"], "from 0 up to 1"),
+        ("rows.csv", ["--max-invalid-fraction", "nan"], "from 0 up to 1"),
     ],
 )
 def test_what_cannot_be_checked_says_why(tmp_path: Path, name: str, arguments: list[str], part: str) -> None:

@@ -116,6 +116,22 @@ def test_a_file_of_this_machine_needs_a_model_of_it(peer: Peer, tmp_path: Path) 
     assert peer.requests == []
 
 
+@pytest.mark.parametrize("said", [("--format", "alpaca"), ("--column", "prompt=Frage")])
+def test_how_an_uploaded_file_is_read_was_said_with_it(peer: Peer, said: tuple[str, str]) -> None:
+    result = ask(*said)
+    assert result.exit_code == 1
+    assert "when it was uploaded" in result.stderr
+    assert peer.requests == []
+
+
+def test_a_file_of_this_machine_is_read_as_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Frage\n")
+    result = run("data", "preview", str(path), "--model", str(tmp_path), "--format", "alpacca")
+    assert result.exit_code == 1
+    assert "did you mean 'alpaca'" in result.stderr
+
+
 @pytest.mark.long
 def test_a_file_and_a_model_of_this_machine_need_no_server(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +144,12 @@ def test_a_file_and_a_model_of_this_machine_need_no_server(
     result = run(*local, "--row", "2")
     assert result.exit_code == 0, result.stderr
     assert f"⟦{rows[1]['messages'][1]['content']}<|im_end|>⟧" in result.stdout
+    table = tmp_path / "rows.csv"
+    table.write_text("Frage,Antwort\nA fever?,Rest and drink.\n")
+    columns = ["--column", "prompt=Frage", "--column", "completion=Antwort"]
+    told = run("data", "preview", str(table), *local[3:], "--format", "prompt_completion", *columns)
+    assert told.exit_code == 0, told.stderr
+    assert "⟦Rest and drink." in told.stdout
     refused = run(*local, "--row", "3")
     assert refused.exit_code == 1
     assert "the file has 2 rows" in refused.stderr

@@ -32,6 +32,14 @@ def test_a_file_is_named_before_it_is_here(client, imported):
     assert [found["id"] for found in client.get("/v1/files").json()["data"]] == [imported]
 
 
+def test_what_is_said_of_the_rows_is_echoed(client, settings):
+    settings.hub = True
+    said = {"format": "question", "column_map": {"question": "Frage"}, "max_invalid_fraction": 0.5}
+    file = client.post(IMPORT, json=SOURCE | said).json()
+    assert file.items() >= said.items()
+    assert client.get(f"/v1/files/{file['id']}").json() == file
+
+
 def test_its_bytes_come(client, imported, world):
     lease = world.claim("cpu")
     assert (lease.kind, lease.subject_id) == ("validate", imported)
@@ -78,6 +86,10 @@ def test_hubs_are_off_unless_they_are_on(client):
         (SOURCE | {"config": ""}, "config"),
         (SOURCE | {"purpose": "batch"}, "purpose"),
         (SOURCE | {"trust_remote_code": True}, "trust_remote_code"),
+        (SOURCE | {"format": "alpacca"}, "format"),
+        (SOURCE | {"format": "plain_text"}, "format"),
+        (SOURCE | {"column_map": {"question": 1}}, "column_map"),
+        (SOURCE | {"max_invalid_fraction": 1}, "max_invalid_fraction"),
     ],
 )
 def test_bodies_that_are_refused(client, settings, body, param):

@@ -66,6 +66,61 @@ def test_the_official_client_uploads_in_chunks(sdk, settings, tmp_path):
     assert stored(settings) == [hashlib.sha256(CONTENT).hexdigest()]
 
 
+SAID = {"format": "question", "column_map": {"question": "Frage"}, "max_invalid_fraction": 0.5}
+
+
+def test_what_is_said_of_the_rows_is_kept_until_they_have_come(sdk, client):
+    upload = sdk.uploads.create(
+        filename="rows.csv", purpose="fine-tune", mime_type="text/csv", bytes=1000, extra_body=SAID
+    )
+    assert client.get(f"/v1/uploads/{upload.id}").json().items() >= SAID.items()
+    made = complete(client, upload.id, send_all(client, upload.id, *HALVES)).json()["file"]
+    assert made.items() >= SAID.items()
+    assert client.get(f"/v1/files/{made['id']}").json() == made
+
+
+def test_nothing_need_be_said_of_the_rows(client):
+    unsaid = {"format": None, "column_map": None, "max_invalid_fraction": 0.0}
+    upload_id = begin(client, purpose="fine-tune", **dict.fromkeys(SAID), filename="rows.txt")
+    assert client.get(f"/v1/uploads/{upload_id}").json().items() >= unsaid.items()
+    made = complete(client, upload_id, send_all(client, upload_id, *HALVES)).json()["file"]
+    assert made.items() >= unsaid.items()
+
+
+@pytest.mark.parametrize(
+    ("said", "param", "part"),
+    [
+        ({"format": "alpacca"}, "format", "did you mean 'alpaca'"),
+        ({"format": 1}, "format", "string"),
+        ({"format": "alpaca", "purpose": "batch"}, "format", "'fine-tune' only"),
+        ({"format": "alpaca", "filename": "rows.txt"}, "format", "plain_text"),
+        ({"column_map": {"qestion": "Frage"}}, "column_map", "did you mean 'question'"),
+        ({"column_map": {"question": 1}}, "column_map", "must be an object of texts"),
+        ({"column_map": '{"question": "Frage"}'}, "column_map", "must be an object of texts"),
+        ({"column_map": {"question": "a", "system": "a"}}, "column_map", "same column"),
+        *(
+            ({"max_invalid_fraction": fraction}, "max_invalid_fraction", "must be a number from 0 up to 1")
+            for fraction in (1, -0.1, "0.1", True, [0.1])
+        ),
+    ],
+)
+def test_what_cannot_be_said_of_rows(client, said, param, part):
+    answer = client.post("/v1/uploads", json=WISHES | {"purpose": "fine-tune"} | said)
+    assert_refused(answer, "invalid_value", param=param)
+    assert part in answer.json()["error"]["message"]
+
+
+def test_the_same_key_with_another_word_on_the_rows_is_another_request(client):
+    def begin_once(**said):
+        body = WISHES | {"purpose": "fine-tune"} | said
+        return client.post("/v1/uploads", json=body, headers={"Idempotency-Key": "rows"})
+
+    first = begin_once(**SAID)
+    again = begin_once(**SAID)
+    assert (again.json(), again.headers["idempotency-replayed"]) == (first.json(), "true")
+    assert begin_once(**SAID | {"max_invalid_fraction": 0.1}).status_code == 400
+
+
 def test_parts_come_in_any_order_and_can_be_seen(client, world):
     upload_id = begin(client, purpose="fine-tune")
     late, early = send_all(client, upload_id, *HALVES[::-1])

@@ -137,7 +137,7 @@ def test_parquet_whole_or_broken_is_read_as_rows_and_reports(
     whole = target.getvalue()
     path.write_bytes(whole)
     assert check_all_is_told(path, Layout("parquet"))["rows"] == 3
-    # Before the footer: of broken metadata Arrow may abort the whole process, which ends the check.
+    # Before the footer: of broken metadata Arrow may abort this process (test_reader_crashes.py).
     n_body = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     at = cut % n_body
     garbage = garbage[: n_body - at]

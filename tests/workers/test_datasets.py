@@ -6,6 +6,7 @@ from db import blobs, files
 from db.models import File
 from db.settings import DatabaseSettings
 from tests.db.world import World
+from tests.parquet import write_crashing
 from workers import datasets
 from workers.settings import WorkerSettings
 
@@ -42,3 +43,14 @@ def test_a_file_is_checked_as_it_was_uploaded(world: World, settings: WorkerSett
     assert checked.status_details is not None
     assert "have changed on the disk" in checked.status_details
     assert file.sha256 in checked.status_details
+
+
+def test_a_file_that_its_reader_crashes_on_is_refused_at_once(world: World, settings: WorkerSettings) -> None:
+    file = world.upload(write_crashing(), filename="rows.parquet")
+
+    checked = check(world, settings, file.id)
+
+    assert checked.status == "error"
+    assert "its reader crashed on it" in str(checked.status_details)
+    assert world.task(file.id, "validate").status == "closed"
+    assert [attempt.outcome for attempt in world.attempts(file.id, "validate")] == ["done"]

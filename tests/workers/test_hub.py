@@ -76,10 +76,17 @@ def import_model(world: World, settings: WorkerSettings) -> Any:
 
 @pytest.fixture
 def import_file(world: World, settings: WorkerSettings) -> Any:
-    def run(repo: str, *, config: str | None = None, split: str = "train", **changes: Any) -> File:
+    def run(
+        repo: str,
+        *,
+        config: str | None = None,
+        split: str = "train",
+        said: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> File:
         source = HubSource(repo, config=config, split=split)
         with world.database.write() as session:
-            file_id = files.start_import(session, org_id=world.org_id, source=source).id
+            file_id = files.start_import(session, org_id=world.org_id, source=source, **(said or {})).id
         datasets.check(world.database, world.take("cpu"), settings.model_copy(update=changes))
         with world.database.read() as session:
             found = session.get_one(File, file_id)
@@ -258,6 +265,14 @@ def test_csv(hub: Hub, import_file: Any) -> None:
     file = import_file("org/data")
     assert (file.status, file.rows) == ("error", 1)
     assert file.status_details == "Line 2: 'output' is missing"
+
+
+def test_rows_are_read_as_the_importer_said(hub: Hub, import_file: Any) -> None:
+    hub.add("datasets/org/data", {"train.csv": b"Frage,Antwort\nWhy?,So.\nAnd?,\nWho?,You.\n"})
+    columns = {"prompt": "Frage", "completion": "Antwort"}
+    said = {"format": "prompt_completion", "column_map": columns, "max_invalid_fraction": 0.4}
+    file = import_file("org/data", said=said)
+    assert (file.status, file.status_details, file.rows) == ("processed", None, 2)
 
 
 @pytest.mark.parametrize(
