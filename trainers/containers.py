@@ -36,6 +36,18 @@ class Span:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Lines of a file that follow each other: from which one, and their bytes, whole and one by one.
+
+    Blank lines are as they are; no line has its end. `data` is empty where a line is too long to be kept.
+    """
+
+    first: int
+    data: bytes
+    records: list["Record"]
+
+
 # The bytes of a JSON text or of a line of text, the columns of a table's row, or why there is neither.
 Record = bytes | dict[str, Any] | RowFault
 
@@ -55,18 +67,13 @@ def read_records(path: Path, layout: Layout, *, span: Span | None = None) -> Ite
         elif layout.container == "json" and _starts_array(source):
             yield from _split_array(source)
         else:
-            for first, records in _split_lines(source, n_bytes=span.end - span.start if span else None):
-                for line, record in enumerate(records, first):
+            for block in _split_lines(source, n_bytes=span.end - span.start if span else None):
+                for line, record in enumerate(block.records, block.first):
                     yield line, b"" if isinstance(record, bytes) and record.isspace() else record
 
 
-def read_blocks(
-    path: Path, layout: Layout, *, span: Span | None = None
-) -> Iterator[tuple[int, list[Record]]]:
-    """JSON lines: (the first of some lines, what is there and on those after it). Raises Unreadable.
-
-    Blank lines are as they are.
-    """
+def read_blocks(path: Path, layout: Layout, *, span: Span | None = None) -> Iterator[Block]:
+    """JSON lines, many at a time. Raises Unreadable."""
     with _opened(path, layout, span=span) as source:
         yield from _split_lines(source, n_bytes=span.end - span.start if span else None)
 
@@ -132,8 +139,7 @@ def split_file(path: Path, *, n_parts: int) -> list[Span]:
     return [Span(start, end) for start, end in pairwise([*edges, size]) if end > start]
 
 
-def _split_lines(source: BinaryIO, *, n_bytes: int | None = None) -> Iterator[tuple[int, list[Record]]]:
-    """(the first line of a block, its lines without what ends them)."""
+def _split_lines(source: BinaryIO, *, n_bytes: int | None = None) -> Iterator[Block]:
     first = 1
     left = sys.maxsize if n_bytes is None else n_bytes
     while left > 0 and (data := source.read(min(_BLOCK_BYTES, left))):
@@ -149,11 +155,12 @@ def _split_lines(source: BinaryIO, *, n_bytes: int | None = None) -> Iterator[tu
             lines.pop()
         if cut or len(cast(bytes, lines[-1])) >= MAX_LINE_BYTES:
             lines[-1] = RowFault("too_long", f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+            data = b""
         while cut:
             rest = source.readline(MAX_LINE_BYTES)
             left -= len(rest)
             cut = bool(rest) and not rest.endswith(b"\n")
-        yield first, lines
+        yield Block(first, data, lines)
         first += len(lines)
 
 

@@ -1,5 +1,6 @@
 """What is found in a training file, or in a part of one: parts are looked at side by side and joined."""
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -101,14 +102,9 @@ class Findings:
         digests = digest_lines(records)
         wanted = self.sample.pick(digests)
         self.n_used += len(records) - len(wanted)
-        lines = range(first, first + len(records))
-        if wanted:
-            left = [
-                (digest, line)
-                for i, (digest, line) in enumerate(zip(digests, lines, strict=True))
-                if i not in wanted
-            ]
-            digests, lines = [digest for digest, _ in left], [line for _, line in left]
+        lines = array("I", range(first, first + len(records)))
+        for i in reversed(wanted):
+            del digests[i], lines[i]
         self.duplicates.extend(digests, lines)
         return wanted
 

@@ -38,9 +38,8 @@ class RowSample:
 
     def pick(self, digests: list[int]) -> list[int]:
         """The places of those that might come into the sample."""
-        if len(self._kept) == self._size and min(digests) > -self._kept[0][0]:
-            return []  # of most blocks
-        return [i for i, digest in enumerate(digests) if self.wants(digest)]
+        limit = -self._kept[0][0] if len(self._kept) == self._size else max(digests)
+        return [i for i, digest in enumerate(digests) if digest <= limit and digest not in self._digests]
 
     def add(self, row: AnyRow, *, digest: int) -> None:
         """Offer a row to the sample."""

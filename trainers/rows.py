@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from trainers.containers import Record, Span, read_blocks, read_records
+from trainers.containers import Block, Record, Span, read_blocks, read_records
 from trainers.faults import Reason, RowFault, Unreadable, reason_of
 from trainers.json_values import load_json
 from trainers.plain_rows import PlainCheck, make_check
@@ -76,8 +76,9 @@ class Rows:
 
     def _skim(self, take_plain: TakePlain) -> Iterator[AnyRow | RowError]:
         check: PlainCheck | None = None
-        for first, records in self._read_blocks():
-            if check and check.takes_all(records) and first + len(records) <= MAX_ROWS:
+        for block in self._read_blocks():
+            first, records = block.first, block.records
+            if check and first + len(records) <= MAX_ROWS and check.takes_all(records, data=block.data):
                 wanted = take_plain(records, first)
                 self.n_rows += len(records) - len(wanted)
                 for i in wanted:
@@ -91,10 +92,10 @@ class Rows:
                         continue
                 yield from self._take(line, record)
 
-    def _read_blocks(self) -> Iterator[tuple[int, list[Record]]]:
+    def _read_blocks(self) -> Iterator[Block]:
         if self._layout.container == "jsonl":
             return read_blocks(self._path, self._layout, span=self._span)
-        return ((line, [record]) for line, record in read_records(self._path, self._layout))
+        return (Block(line, b"", [record]) for line, record in read_records(self._path, self._layout))
 
     def _take(self, line: int, record: Record) -> Iterator[AnyRow | RowError]:
         """The row or what is wrong with it; nothing of a blank line."""
