@@ -6,10 +6,14 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from trainers.exits import Stopped
 
 _PR_SET_PDEATHSIG = 1
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -48,16 +52,35 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._at_once = False
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it a request raises Stopped, wherever the process is: for work that can be begun again."""
+        self._at_once = True
+        try:
+            self._raise_if_asked()
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, signal_number: int, _frame: FrameType | None) -> None:
+        first = not self.requested
         self.requested = True
         name = signal.Signals(signal_number).name
+        when = "now" if self._at_once else "after this step"
         # Not through logging: a handler may interrupt the holder of its lock.
-        os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())
+        os.write(sys.stderr.fileno(), f"{name}: stopping {when}\n".encode())
+        if first:  # what is cleaned up after the first must not be interrupted
+            self._raise_if_asked()
+
+    def _raise_if_asked(self) -> None:
+        if self.requested and self._at_once:
+            raise Stopped("asked to stop before training began")
 
 
 def join_ranks() -> None:

@@ -89,7 +89,7 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
         raise SpecError(
             f"started with {world_size()} processes, but the spec asks for {spec.resources.nproc_per_node}"
         )
-    prepared = _obtain_prepared(run_dir, events=events)
+    prepared = _obtain_prepared(run_dir, stop=stop, events=events)
     resume = _agree_on_checkpoint(run_dir, spec=spec, prepared=prepared, events=events)
     if resume:
         outcome.resumed_from = resume.step
@@ -106,11 +106,12 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
     method.train(attempt, prepared=prepared, resume=resume)
 
 
-def _obtain_prepared(run_dir: Path, *, events: Events) -> dict[str, Any]:
+def _obtain_prepared(run_dir: Path, *, stop: StopRequest, events: Events) -> dict[str, Any]:
     """What prepare wrote; without it the first rank prepares and the others wait."""
     path = run_dir / "prepared.json"
     if rank() == 0 and not path.exists():
-        return prepare(run_dir, events=events)
+        with stop.at_once():
+            return prepare(run_dir, events=events)
     while not path.exists():
         if (run_dir / "exit.json").exists():
             raise PeerLost("the first rank could not prepare the data")

@@ -1,4 +1,4 @@
-"""One attempt of a training job: prepare, torchrun, events, finish."""
+"""One attempt of a training job: torchrun, events, finish."""
 
 import contextlib
 import json
@@ -52,9 +52,7 @@ class _Attempt:
         self.nproc = self._write_spec()
         self.events = EventCopier(self.run_dir)
         self.stop_asked = False
-        self._run_child(processes.module_command("trainers.prepare", str(self.run_dir)))
-        if self._exit() is None and not self._wants_stop():
-            self._run_child(self._torchrun())
+        self._run_child(self._torchrun())
         self._settle()
 
     def _write_spec(self) -> int:

@@ -100,6 +100,20 @@ def test_two_ranks_see_the_losses_of_one(make_run, curve_of, method: str) -> Non
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_sigterm_while_the_data_is_prepared_ends_at_once(make_run, nproc: int) -> None:
+    run_dir = make_run(method="pretraining", nproc=nproc, rows=plain(200_000), n_valid=0, block_size=64)
+    agent = launch(run_dir, nproc=nproc)
+    tokenized = Path(json.loads((run_dir / "spec.json").read_text())["cache_dir"]) / "tokenized"
+    wait_for(lambda: list(tokenized.glob("*.tmp/*")), process=agent)  # the first rows are written
+    agent.send_signal(signal.SIGTERM)
+    agent.wait(LIMIT_S)
+    end = exit_of(run_dir)
+    assert (end["reason"], end["step"]) == ("stopped", 0)
+    assert not (run_dir / "prepared.json").exists()
+    assert not list(tokenized.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_sigterm_ends_with_a_checkpoint_and_the_next_attempt_goes_on(make_run, curve_of, nproc: int) -> None:
     settings = {"nproc": nproc, "n_epochs": 50, "save_steps": 1000, "eval_steps": 1000}
     first = make_run("1", **settings)
