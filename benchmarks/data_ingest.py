@@ -6,6 +6,7 @@ the processes that see the bytes. Then `trainers.prepare`'s own functions tokeni
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,9 +56,10 @@ def main() -> None:
         n_rows = write_rows(rows, n_bytes=options.megabytes * 10**6)
         result: dict[str, Any] = {
             "benchmark": "data_ingest",
-            "cpus": os.cpu_count(),
+            "cpus": len(os.sched_getaffinity(0)),
             "bytes": rows.stat().st_size,
             "rows": n_rows,
+            "alone_gb_per_s": measure_parts(rows),
             "ingest": ingest(folder, rows, n_rounds=options.rounds),
             "prepare": prepare_twice(folder, n_rows=options.rows, n_rounds=options.rounds),
         }
@@ -82,6 +85,22 @@ def write_rows(path: Path, *, n_bytes: int) -> int:
                 written += file.write(line)
                 count += 1
     return count
+
+
+def measure_parts(path: Path) -> dict[str, float]:
+    """What the machine does in one thread and nothing else: hash the bytes, and decode each line."""
+    decode, digest = msgspec.json.Decoder(dict[str, list[dict[str, str]]]).decode, hashlib.sha256()
+    began = time.perf_counter()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    hashed = time.perf_counter()
+    with path.open("rb") as file:
+        for line in file:
+            decode(line)
+    decoded = time.perf_counter()
+    size = path.stat().st_size / 1e9
+    return {"sha256": size / (hashed - began), "msgspec": size / (decoded - hashed)}
 
 
 def ingest(folder: Path, rows: Path, *, n_rounds: int) -> dict[str, Any]:

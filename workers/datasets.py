@@ -81,6 +81,7 @@ def _fetch_and_check(
         marker=leases.marker(database, lease),
         heartbeat=heartbeat,
         log_path=scratch / "log.txt",
+        extra_env={"OMP_NUM_THREADS": "1"},  # else numpy takes memory for each core
     )
     if report and report.pop("sha256") != sha256:
         return partial(_record, report={}, error=blobs.describe_change(sha256))
