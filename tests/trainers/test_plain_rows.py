@@ -116,3 +116,23 @@ def test_bytes_that_cannot_be_read_are_never_known_to_be_good(line: bytes, name:
     assert check is not None
     if check.takes(line):
         assert reads(line, name), line
+
+
+@pytest.mark.parametrize(
+    ("data", "good"),
+    [
+        (b'{"text": "a"}\n{"text": "b"}\n', True),
+        (b'{"text": "a"}\r\n{"text": "b"}\r\n', True),
+        (b'{"text": "a"}\n{"text": "b"}', True),
+        (b'{"text": "a"} {"text": "b"}\n\n', False),  # as many objects as lines, but not one a line
+        (b'{"text":\n"a"} {"text": "b"}\n', False),
+        (b'{"text": "a"}\n{"text": " "}\n', False),
+        (b'{"text": "a"}\n{"text": 1}\n', False),
+    ],
+)
+def test_a_block_is_known_to_be_good_when_each_of_its_lines_is(data: bytes, good: bool) -> None:
+    check = CHECKS["text"]
+    assert check is not None
+    lines = data.removesuffix(b"\n").split(b"\n")
+    assert check.takes_all(lines, data=data) is good
+    assert all(map(check.takes, lines)) is good
