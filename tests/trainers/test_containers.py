@@ -228,7 +228,11 @@ def test_a_text_that_parquet_stores_once_for_many_rows_is_held_once(tmp_path: Pa
     assert growth_mib < 200
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 100, as_parquet(ROWS)[:-9], b"{}\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1", b"PAR1" * 100, as_parquet(ROWS)[:-9], b"{}\n"],
+    ids=["empty", "mark", "marks", "cut", "json"],
+)
 def test_what_is_no_parquet_is_reported(read, content: bytes) -> None:
     assert errors(read("rows.parquet", content)) == [(1, "unreadable")]
 
@@ -242,6 +246,7 @@ def test_what_is_no_parquet_is_reported(read, content: bytes) -> None:
         (gzip.compress(b"\xef\xbb\xbf{}"), "encoding"),
         (b"", "empty_file"),
     ],
+    ids=["no gzip", "cut", "more behind", "byte order mark", "empty"],
 )
 def test_what_is_no_gzip_is_reported(read, content: bytes, code: str) -> None:
     assert errors(read("rows.jsonl.gz", content))[-1][1] == code
