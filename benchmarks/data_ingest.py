@@ -39,7 +39,6 @@ WATCHED = {
     "api": "api.main:create_app",
     "worker": "-Q cpu",
     "check": "trainers.validate",
-    "part": "spawn_main",
 }
 
 
@@ -171,7 +170,7 @@ class Memory:
         self._thread.join()
 
     def growth(self) -> dict[str, int]:
-        """By kind of process, how much the one that grew most did. Of the checks: over what they import."""
+        """By kind of process, how much the one that grew most did; of a part of a check, over its parent."""
         grown: dict[str, int] = {}
         for pid, (kind, first) in self._first.items():
             grown[kind] = max(grown.get(kind, 0), self._peak[pid] - first)

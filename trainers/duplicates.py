@@ -3,6 +3,7 @@
 import json
 from array import array
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -21,7 +22,7 @@ def digest_record(record: Record) -> int:
 
 def digest_lines(lines: Iterable[bytes]) -> list[int]:
     """The same of many lines."""
-    return [xxh3_64_intdigest(line.strip(), _SEED) for line in lines]
+    return list(map(xxh3_64_intdigest, map(bytes.strip, lines), repeat(_SEED)))
 
 
 class Duplicates:

@@ -5,6 +5,7 @@ Errors in the data are findings, so they go into the report and the exit status 
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -35,14 +36,14 @@ def check_file(path: Path, layout: Layout, *, n_processes: int = 1) -> dict[str,
 
     {rows, rows_used, rows_refused, blank_lines, format, kind, whole, max_invalid_fraction, accepted,
     reasons: {code: count}, errors: [{line, code, message}], notices: {code: {count, lines}},
-    duplicates: {count, first}, sample}. Every row is used or refused, unless the file is not `whole`: then
-    reading ended early. The report is the same for every number of processes.
+    duplicates: {count, first}, sample, sha256}. Every row is used or refused, unless the file is not `whole`:
+    then reading ended early. The report is the same for every number of processes.
     """
     spans = _split(path, layout, n_parts=n_processes)
-    found = _collect_side_by_side(path, layout, spans) if len(spans) > 1 else Findings()
-    if not found.n_rows:
-        found = Findings().collect(Rows(path, layout))
-    return found.summarize(max_invalid_fraction=layout.max_invalid_fraction)
+    if len(spans) > 1:
+        return _check_side_by_side(path, layout, spans)
+    found = Findings().collect(Rows(path, layout))
+    return _report(found, layout) | {"sha256": digest_file(path)}
 
 
 def check_apart(path: Path, layout: Layout) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def check_apart(path: Path, layout: Layout) -> dict[str, Any]:
     message = f"the file is not whole {layout.container.capitalize()}: its reader crashed on it ({name})"
     found = Findings()
     found.add_error(RowError(1, message, "unreadable", ends_file=True))
-    return found.summarize(max_invalid_fraction=layout.max_invalid_fraction)
+    return _report(found, layout) | {"sha256": digest_file(path)}
 
 
 def _send_report(path: Path, layout: Layout, sender: Connection) -> None:
@@ -82,14 +83,22 @@ def _split(path: Path, layout: Layout, *, n_parts: int) -> list[Span]:
         return []  # to be told by who reads it
 
 
-def _collect_side_by_side(path: Path, layout: Layout, spans: list[Span]) -> Findings:
+def _check_side_by_side(path: Path, layout: Layout, spans: list[Span]) -> dict[str, Any]:
     look = partial(_look, path, layout, format=_find_format(path, layout))
-    with ProcessPoolExecutor(len(spans) - 1, mp_context=_SPAWN) as pool:
+    # Forked, they need not import anything; nothing here has begun a thread.
+    with ProcessPoolExecutor(len(spans) - 1, mp_context=get_context("fork")) as pool:
         later = [pool.submit(look, span) for span in spans[1:]]
-        found = _look(path, layout, spans[0], format=None)
+        digest = pool.submit(digest_file, path)  # by the first that has nothing else to do
+        found = look(spans[0])
         for part in later:
             found.append(part.result())
-    return found
+        if not found.n_rows:  # what is said of it is then said of the file as a whole
+            found = Findings().collect(Rows(path, layout))
+        return _report(found, layout) | {"sha256": digest.result()}
+
+
+def _report(found: Findings, layout: Layout) -> dict[str, Any]:
+    return found.summarize(max_invalid_fraction=layout.max_invalid_fraction)
 
 
 def _find_format(path: Path, layout: Layout) -> str | None:
@@ -111,13 +120,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     layout = Layout(**options.layout) if options.layout is not None else Layout.of(options.file.name)
     n_processes = min(os.cpu_count() or 1, options.file.stat().st_size // _PART_BYTES)
-    with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
-        digest = pool.submit(digest_file, options.file) if n_processes > 1 else None
-        if layout.container == "parquet":
-            report = check_apart(options.file, layout)
-        else:
-            report = check_file(options.file, layout, n_processes=n_processes)
-        report["sha256"] = digest.result() if digest else digest_file(options.file)
+    gc.set_threshold(10_000)  # of a block of rows there are fewer objects, and in no circles
+    if layout.container == "parquet":
+        report = check_apart(options.file, layout)
+    else:
+        report = check_file(options.file, layout, n_processes=n_processes)
     write_json(options.report, report)
     return 0
 

@@ -1,5 +1,6 @@
 """What is told of a file: every kind of fault by its line, duplicates, scripts, and no row without a word."""
 
+import hashlib
 import json
 import random
 import subprocess
@@ -83,7 +84,9 @@ def write(path: Path, rows: list[Any]) -> Path:
 @pytest.mark.parametrize("name", ["conversations", "preferences"])
 def test_a_file_with_every_kind_of_fault_gives_the_report_that_is_kept(tmp_path: Path, name: str) -> None:
     rows = FAULTY if name == "conversations" else [PAIR, *(row for row, _, _ in PREFERENCES)]
-    report = check_file(write(tmp_path / "rows.jsonl", rows), Layout(max_invalid_fraction=0.2))
+    path = write(tmp_path / "rows.jsonl", rows)
+    report = check_file(path, Layout(max_invalid_fraction=0.2))
+    assert report.pop("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report == json.loads(GOLDEN.read_text())[name]
 
 
