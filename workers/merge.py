@@ -49,6 +49,7 @@ def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
             heartbeat=heartbeat,
             log_path=run_dir / "merge.log",
             wants_stop=lambda session: jobs.stop_asked(session, job_id) == "cancel",
+            writable=[target.parent],
         )
     except children.ChildFailed as broken:
         failure = str(broken)

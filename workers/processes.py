@@ -7,18 +7,22 @@ and a sweep of /proc for the marker that every descendant inherits.
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
+from workers import confine
+
 MARKER = "RESIDENCY_ATTEMPT"
 # What a child may inherit. Everything else, database and broker addresses above all, stays here.
-_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME")
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME")
 # How this machine's GPUs may talk to each other is its operator's decision.
 _INHERITED_PREFIXES = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 _POLL_S = 0.05
@@ -39,7 +43,6 @@ def child_environment(marker: str, **extra: str) -> dict[str, str]:
     }
     return inherited | {
         MARKER: marker,
-        "HOME": "/nonexistent",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -52,15 +55,23 @@ def child_environment(marker: str, **extra: str) -> dict[str, str]:
     }
 
 
-def spawn(argv: list[str], *, env: dict[str, str], cwd: Path, log_path: Path) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: list[str], *, env: dict[str, str], cwd: Path, log_path: Path, writable: Sequence[Path] = ()
+) -> subprocess.Popen[bytes]:
     """Start `argv` so that it dies with this thread's process; its output is appended to `log_path`.
 
+    It can write below `cwd` and `writable`, and into a home for temporary files that `sweep` removes.
     `setpriv` sets the signal by exec; a `preexec_fn` can deadlock in a parent that has threads.
     """
+    own = _own_folder(env[MARKER])
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(mode=0o700)
+    folders = [str(folder) for folder in (cwd, own, *writable)]
+    confined = [sys.executable, "-ISB", confine.__file__, *folders, "--", *argv]
     with log_path.open("ab") as log:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *argv],  # noqa: S607 (part of util-linux)
-            env=env,
+            ["setpriv", "--pdeathsig", "KILL", "--", *confined],  # noqa: S607 (part of util-linux)
+            env=env | {"HOME": str(own), "TMPDIR": str(own)},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -100,11 +111,12 @@ def supervise(
 
 
 def sweep(marker: str, *, wait_s: float = 15.0) -> bool:
-    """SIGKILL every process that carries `marker`. True when none is left."""
+    """SIGKILL every process that carries `marker`. True when none is left, nor their temporary files."""
     deadline = _now() + wait_s
     while True:
         survivors = carrying(marker)
         if not survivors:
+            shutil.rmtree(_own_folder(marker), ignore_errors=True)
             return True
         for process in survivors:
             _kill(process)
@@ -150,6 +162,11 @@ def tail(path: Path, *, max_bytes: int = 4000) -> str:
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - max_bytes))
         return log.read().decode(errors="replace")
+
+
+def _own_folder(marker: str) -> Path:
+    """Not in the attempt's folder: the paths of sockets end at 107 bytes."""
+    return Path(tempfile.gettempdir()) / f"residency-{hashlib.sha256(marker.encode()).hexdigest()[:16]}"
 
 
 def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:

@@ -81,7 +81,10 @@ class _Attempt:
             OMP_NUM_THREADS=str(threads),
             TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(self.settings.stop_grace_s)),
         )
-        child = processes.spawn(argv, env=env, cwd=self.run_dir, log_path=self.run_dir / "log.txt")
+        cache_dir = DatabaseSettings().cache_dir
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        log_path = self.run_dir / "log.txt"
+        child = processes.spawn(argv, env=env, cwd=self.run_dir, log_path=log_path, writable=[cache_dir])
         processes.supervise(
             child,
             marker=self.marker,
