@@ -68,5 +68,23 @@ def up(
     raise typer.Exit(run_up(home=home, host=host, port=port, workers=workers, import_dirs=import_dirs))
 
 
+@app.command()
+def migrate(
+    *,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Gets a new admin key unless the one in it works. Without it: admin.key in RESIDENCY_HOME."
+        ),
+    ] = None,
+) -> None:
+    """Ready the database of a service whose parts are started one by one; `up` does it by itself."""
+    from api import migrate
+    from db.settings import DatabaseSettings
+
+    settings = DatabaseSettings()
+    migrate.migrate(settings, key_file=key_file or settings.home_dir / "admin.key")
+
+
 if __name__ == "__main__":
     app()

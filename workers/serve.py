@@ -107,7 +107,7 @@ class Reconciler:
             "--model-id",
             model.id,
             "--host",
-            "127.0.0.1",
+            self._settings.engine_host,
             "--port",
             "0",
             "--ready-file",
@@ -128,7 +128,7 @@ class Reconciler:
         ready = _read_ready(engine.folder / "ready.json")
         if ready is None:
             return
-        engine.address = f"http://127.0.0.1:{ready}"
+        engine.address = f"http://{self._settings.engine_host}:{ready}"
         engine.probed_at = time.monotonic()
         logger.info("engine of %s answers at %s", deployment.id, engine.address)
         self._report(deployment.id, status="ready", address=engine.address)
@@ -202,13 +202,17 @@ def main() -> None:
     configure_logging()
     paths = DatabaseSettings()
     database = Database(paths.url)
-    reconciler = Reconciler(database, WorkerSettings(), home=paths.home_dir)
+    settings = WorkerSettings()
+    reconciler = Reconciler(database, settings, home=paths.home_dir)
+    alive = paths.home_dir / "engines" / f"{settings.node}.alive"  # its time is what a health check looks at
+    alive.parent.mkdir(parents=True, exist_ok=True)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     while not stopping.wait(_TICK_S):
         try:
             reconciler.tick()
+            alive.touch()
         except OperationalError as error:
             logger.warning("database away, engines go on: %s", error)
     reconciler.stop_all()

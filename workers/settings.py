@@ -30,6 +30,10 @@ class WorkerSettings(BaseSettings):
 
     # A preview that takes longer, of a huge file, must not keep checks and merges from their turn.
     preview_limit_s: float = 300.0
+    engine_host: str = Field(
+        default="127.0.0.1",
+        description="Where engines listen, and the name under which the API reaches them.",
+    )
     engine_start_s: float = 180.0
     engine_restarts: int = 3
     max_engines: int = Field(

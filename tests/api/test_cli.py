@@ -13,6 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from api.client import connect
+from db import keys
+from db.session import Database
 from tests.api.cli_peer import Answer, Peer, error, run, serve
 
 FILE = {
@@ -226,6 +228,31 @@ def test_empty_lists_print_nothing(peer: Peer, command: str, route: str) -> None
     result = run(command, "list")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "residency" in result.stderr
+
+
+# --- migrate ------------------------------------------------------------------------------------------------
+
+
+def test_migrate_readies_a_database_and_keeps_a_key_that_works(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "residency_key_pepper").write_text("p" * 32 + "\n")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RESIDENCY_")} | {
+        "RESIDENCY_HOME": str(tmp_path),
+        "RESIDENCY_SECRETS_DIR": str(tmp_path / "secrets"),
+    }
+    key_file = tmp_path / "first.key"
+    command = [sys.executable, "-m", "api.cli", "migrate", "--key-file", str(key_file)]
+    subprocess.run(command, env=env, check=True)
+    key = key_file.read_text()
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    subprocess.run(command, env=env, check=True)
+    assert key_file.read_text() == key
+    database = Database(f"sqlite:///{tmp_path / 'residency.db'}")
+    with database.read() as session:
+        caller = keys.authenticate(session, key.strip(), pepper="p" * 32)
+    database.dispose()
+    assert caller is not None
+    assert (caller.org_id, caller.role) == (keys.DEFAULT_ORG_ID, "admin")
 
 
 # --- up -----------------------------------------------------------------------------------------------------
