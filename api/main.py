@@ -20,6 +20,7 @@ from api import (
     jobs,
     methods,
     models,
+    nodes,
     pipelines,
     prepared,
     previews,
@@ -68,7 +69,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     )
     data = (files, uploads, previews, prepared)
     work = (jobs, pipelines, history, stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, chat):
+    for resource in (*data, *work, models, deployments, nodes, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -336,6 +336,21 @@ class DeviceLease(Base):
     released_at: Mapped[float | None]
 
 
+class Node(Base):
+    """A machine that workers reported. `devices` is a list of {id, kind, memory_bytes, driver}."""
+
+    __tablename__ = "nodes"
+    __table_args__ = (_one_of("state", states.NODE_STATES),)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    address: Mapped[str]
+    devices: Mapped[list[Any]]
+    slots: Mapped[int]
+    free_bytes: Mapped[int] = mapped_column(BigInteger)
+    registered_at: Mapped[float]
+    last_seen_at: Mapped[float]
+
+
 class Event(Owned, Base):
     """What happened to a job, in order of `seq`."""
 

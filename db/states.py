@@ -25,6 +25,7 @@ DEPLOYMENT_STATES = ("pending", "loading", "ready", "failed", "stopped")
 TASK_STATES = ("queued", "leased", "closed")
 TASK_QUEUES = {"train": "train", "validate": "cpu", "import": "cpu", "merge": "cpu", "preview": "cpu"}
 PREVIEW_KINDS = ("rows", "tokens")
+NODE_STATES = ("active", "draining")
 ATTEMPT_OUTCOMES = ("done", "failed", "stopped", "cancelled", "lost")
 
 

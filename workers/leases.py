@@ -8,12 +8,12 @@ from typing import TypeVar
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from db import recovery, tasks
+from db import nodes, recovery, tasks
 from db.errors import LeaseLost
 from db.models import Task
 from db.session import Database
 from db.tasks import Lease, Owner
-from workers import processes
+from workers import processes, shutdown
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ class Heartbeat:
         try:
             with self._database.write() as session:
                 tasks.check(session, self._lease, ttl_s=self._settings.lease_ttl_s)
+                node, every_s = self._settings.node, self._settings.heartbeat_s
+                if nodes.touch(session, node, every_s=every_s):
+                    shutdown.request()
                 result = write(session)
         except OperationalError as error:
             away_s = time.monotonic() - self._answered_at

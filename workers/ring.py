@@ -6,12 +6,13 @@ from typing import Any
 from celery.signals import worker_process_init, worker_shutting_down
 from sqlalchemy.orm import Session
 
-from db import job_files, jobs, recovery, tasks
+from db import claims, job_files, jobs, recovery, tasks
 from db.models import File, Job
+from db.nodes import Facts
 from db.session import Database
 from db.tasks import Lease
 from trainers import specs
-from workers import datasets, dispatch, importing, leases, merge, previews, shutdown, train
+from workers import datasets, dispatch, importing, leases, merge, nodes, previews, shutdown, train
 from workers.app import RING_TASK, app, database, settings
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,10 @@ def answer(queue: str) -> None:
     """Claim the first waiting task of `queue` that fits on this node and carry it out."""
     shutdown.listen()
     db = database()
+    facts = nodes.report(db, settings)
     leases.recover_node(db, settings.node)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
-    lease = _claim(db, queue)
+    lease = _claim(db, queue, facts)
     if lease is None:
         return
     with db.read() as session:
@@ -43,16 +45,20 @@ def answer(queue: str) -> None:
     dispatch.ring(queue)
 
 
-def _claim(db: Database, queue: str) -> Lease | None:
+def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
+    if queue == "train" and facts.free_bytes < settings.min_free_bytes:
+        logger.warning("%d bytes of disk are free: too few to train", facts.free_bytes)
+        return None
     devices, shared_slot = settings.devices()
     with db.write() as session:
-        lease = tasks.claim(
+        lease = claims.claim(
             session,
             queue=queue,
             owner=leases.this_owner(settings),
             devices=devices,
             shared_slot=shared_slot,
             ttl_s=settings.lease_ttl_s,
+            free_bytes=facts.free_bytes,
         )
         if lease is not None and lease.kind == "train":
             return lease if _start_job(session, lease) else None

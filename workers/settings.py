@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from workers import gpus
+
 
 class WorkerSettings(BaseSettings):
     """Read from `RESIDENCY_*`. Times in seconds."""
@@ -15,9 +17,14 @@ class WorkerSettings(BaseSettings):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     node: str = Field(default_factory=socket.gethostname)
+    node_address: str = Field(default="", description="Where other nodes reach this one; its host's address.")
     slots: int = Field(default=1, ge=1, description="Training slots of a node without GPUs.")
     gpus: str = Field(
         default="auto", description="`auto`, `none`, or a comma-separated list of CUDA indices."
+    )
+
+    min_free_bytes: int = Field(
+        default=1 << 30, ge=0, description="A node whose home has less free disk takes no training."
     )
 
     lease_ttl_s: float = 60.0
@@ -52,9 +59,9 @@ class WorkerSettings(BaseSettings):
 
     def devices(self) -> tuple[list[str], bool]:
         """The node's devices, and whether they are CPU slots rather than GPUs."""
-        gpus = self._gpu_indices()
-        if gpus:
-            return [f"cuda:{index}" for index in gpus], False
+        indices = self._gpu_indices()
+        if indices:
+            return [f"cuda:{index}" for index in indices], False
         return [f"slot:{index}" for index in range(self.slots)], True
 
     def may_import(self, source: Path) -> bool:
@@ -68,6 +75,4 @@ class WorkerSettings(BaseSettings):
             return []
         if self.gpus != "auto":
             return [int(index) for index in self.gpus.split(",")]
-        # The driver's own list; asking CUDA would load torch and touch the device.
-        devices = Path("/proc/driver/nvidia/gpus")
-        return list(range(len(list(devices.iterdir())))) if devices.is_dir() else []
+        return [gpu.index for gpu in gpus.list_gpus()]

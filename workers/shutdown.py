@@ -16,6 +16,11 @@ def requested() -> bool:
     return _requested.is_set()
 
 
+def request() -> None:
+    """Have what this process does stopped as by SIGTERM: its node is being drained."""
+    _requested.set()
+
+
 def listen() -> None:
     """At the start of a task: take SIGTERM as a request. Earlier, the pool would replace the handler."""
     signal.signal(signal.SIGTERM, lambda *_: _requested.set())

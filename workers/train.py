@@ -77,6 +77,7 @@ class _Attempt:
         threads = max(1, (os.cpu_count() or 1) // self.nproc)
         env = processes.child_environment(
             self.marker,
+            CUDA_DEVICE_ORDER="PCI_BUS_ID",  # as NVML counts
             CUDA_VISIBLE_DEVICES=",".join(gpus),
             OMP_NUM_THREADS=str(threads),
             TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(self.settings.stop_grace_s)),

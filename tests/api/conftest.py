@@ -21,7 +21,7 @@ from sqlalchemy import select
 
 from api.main import create_app
 from api.settings import ApiSettings
-from db import deployments, files, jobs, keys, registry, tasks
+from db import claims, deployments, files, jobs, keys, registry, tasks
 from db.blobs import BlobWriter
 from db.migrate import upgrade
 from db.models import Deployment, Model, Org
@@ -156,7 +156,7 @@ class World:
     def _claim(self, session: Any, queue: str) -> Lease:
         owner = Owner(node="node", pid=1, started_at=1.0)
         devices = ["slot:0", "slot:1"]
-        lease = tasks.claim(session, queue=queue, owner=owner, devices=devices, shared_slot=True, ttl_s=60)
+        lease = claims.claim(session, queue=queue, owner=owner, devices=devices, shared_slot=True, ttl_s=60)
         assert lease is not None
         return lease
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, select, text, update
 from sqlalchemy.orm import Session
 
-from db import files, jobs, keys, tasks
+from db import claims, files, jobs, keys, tasks
 from db.blobs import BlobWriter
 from db.models import Attempt, Event, File, Job, Model, Org, Task
 from db.new_jobs import NewJob
@@ -209,7 +209,7 @@ def claim(session: Session, queue: str = "train", **changes: Any) -> Lease | Non
         "shared_slot": True,
         "ttl_s": 60.0,
     }
-    return tasks.claim(session, queue=queue, **(values | changes))
+    return claims.claim(session, queue=queue, **(values | changes))
 
 
 def record_check(

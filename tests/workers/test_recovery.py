@@ -155,3 +155,27 @@ def test_sigterm_to_up_saves_requeues_uncharged_and_leaves_no_process(
     finally:
         assert again.stop(signal.SIGINT) == 0
     assert processes_of(own_stack.home) == []
+
+
+def test_a_drained_node_gives_its_job_back_uncharged_and_takes_it_when_it_may(
+    own_stack: Stack, chat_file: Path
+) -> None:
+    job_id = submit(own_stack, chat_file)
+    wait_for_checkpoint(own_stack, job_id)
+    with own_stack.http() as client:
+        (node,) = client.get("/nodes").json()["data"]
+        assert [device["held_by"] for device in node["devices"]] == [job_id]
+
+        client.post(f"/nodes/{node['name']}/drain")
+
+        wait_for(lambda: job_of(own_stack, job_id)["status"] == "queued", within_s=60, what="the job back")
+        assert not training_processes(own_stack, job_id, 1)
+        wait_for(
+            lambda: client.get("/nodes").json()["data"][0]["last_seen_at"] > node["last_seen_at"] + 3,
+            within_s=60,
+            what="some more ticks, in which the node could have claimed",
+        )
+        assert job_of(own_stack, job_id)["status"] == "queued"
+        client.post(f"/nodes/{node['name']}/undrain")
+    assert_resumes(own_stack, job_id)
+    assert "The worker shuts down; the job waits for another attempt" in messages_of(own_stack, job_id)

@@ -1,0 +1,36 @@
+"""Answers about the machines that workers run on. Times are Unix seconds."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class DeviceObject(BaseModel):
+    """What takes one process: a GPU, or a slot of a machine that has none."""
+
+    id: str
+    kind: str = Field(description="The model of a GPU; `cpu` for a slot.")
+    memory_bytes: int | None
+    driver: str | None
+    state: Literal["free", "leased"]
+    held_by: str | None = Field(description="The job that holds it.")
+
+
+class NodeObject(BaseModel):
+    """A machine that workers reported."""
+
+    object: Literal["node"] = "node"
+    name: str
+    state: Literal["active", "draining"]
+    address: str
+    slots: int = Field(description="Processes that may train on it side by side.")
+    free_bytes: int = Field(description="Of the disk that holds the home of the service.")
+    last_seen_at: int
+    devices: list[DeviceObject]
+
+
+class NodeList(BaseModel):
+    """All nodes, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[NodeObject]

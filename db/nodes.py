@@ -1,0 +1,96 @@
+"""The machines that workers run on: what each offers, when it was last seen, whether it takes work."""
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from db.errors import NotFound
+from db.models import Attempt, DeviceLease, Node, Task
+from db.session import clock
+
+
+@dataclass(frozen=True)
+class Device:
+    """What takes one process: a GPU, or a slot of a machine that has none."""
+
+    id: str
+    kind: str
+    memory_bytes: int | None = None
+    driver: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker knows of its machine."""
+
+    name: str
+    address: str
+    devices: tuple[Device, ...]
+    slots: int
+    free_bytes: int  # of the disk that holds the home
+
+
+def report(session: Session, facts: Facts, *, every_s: float) -> None:
+    """Enter a node, or refresh what is known of it unless that is younger than `every_s`."""
+    now = clock(session)
+    values = {
+        "address": facts.address,
+        "devices": [asdict(device) for device in facts.devices],
+        "slots": facts.slots,
+        "free_bytes": facts.free_bytes,
+        "last_seen_at": now,
+    }
+    known = session.get(Node, facts.name)
+    if known is None:
+        with suppress(IntegrityError), session.begin_nested():  # its other workers start with this one
+            session.add(Node(name=facts.name, state="active", registered_at=now, **values))
+    elif now - known.last_seen_at >= every_s or known.devices != values["devices"]:
+        for name, value in values.items():
+            setattr(known, name, value)
+
+
+def touch(session: Session, name: str, *, every_s: float) -> bool:
+    """Note that a node lives, at most once in `every_s`; whether it is being drained."""
+    now = clock(session)
+    session.execute(
+        update(Node)
+        .where(Node.name == name, Node.last_seen_at <= now - every_s)
+        .values(last_seen_at=now)
+        .execution_options(synchronize_session=False)
+    )
+    return is_draining(session, name)
+
+
+def is_draining(session: Session, name: str) -> bool:
+    """Whether a node is to take no work and to give back what it has."""
+    return session.scalar(select(Node.state).where(Node.name == name)) == "draining"
+
+
+def set_state(session: Session, name: str, state: str) -> Node:
+    """Drain a node, or let it take work again. Raises `NotFound`."""
+    changed = session.execute(
+        update(Node).where(Node.name == name).values(state=state).execution_options(synchronize_session=False)
+    )
+    if cast(CursorResult[Any], changed).rowcount == 0:
+        raise NotFound("node", name)
+    return session.get_one(Node, name, populate_existing=True)
+
+
+def list_all(session: Session) -> list[Node]:
+    """Every node that ever reported, by name."""
+    return list(session.scalars(select(Node).order_by(Node.name)))
+
+
+def holders(session: Session) -> dict[tuple[str, str], str]:
+    """Which subject holds which device of which node."""
+    rows = session.execute(
+        select(DeviceLease.node, DeviceLease.device, Task.subject_id)
+        .join(Attempt, Attempt.id == DeviceLease.attempt_id)
+        .join(Task, Task.id == Attempt.task_id)
+        .where(DeviceLease.released_at.is_(None))
+    )
+    return {(node, device): subject_id for node, device, subject_id in rows}
