@@ -8,9 +8,9 @@ from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from api import render
+from api import render, single_job
 from api.auth import CallerDep
-from api.deps import METADATA_FILTER, After, DatabaseDep, Limit
+from api.deps import METADATA_FILTER, After, DatabaseDep, Limit, SettingsDep
 from api.disconnect import unless_disconnected
 from api.errors import ApiError
 from api.methods import kinds_taken
@@ -29,7 +29,9 @@ router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
 
 
 @router.post("", summary="Create fine-tuning job")
-def create_job(body: CreateJob, caller: CallerDep, once: OnceDep, background: BackgroundTasks) -> JobObject:
+def create_job(
+    body: CreateJob, caller: CallerDep, once: OnceDep, settings: SettingsDep, background: BackgroundTasks
+) -> JobObject:
     """Start a job. It waits for its files to be checked, then for a free device."""
     new = _new_job(body)
 
@@ -40,8 +42,7 @@ def create_job(body: CreateJob, caller: CallerDep, once: OnceDep, background: Ba
             raise _with_param(error, new) from error
         background.add_task(ring, "train")
         background.add_task(ring, "cpu")
-        position = job_queries.queue_position(session, job.id)
-        return render.job_object(job, queue_position=position).model_dump(mode="json")
+        return single_job.show(session, job, settings=settings).model_dump(mode="json")
 
     asked = body.model_dump(mode="json", exclude_unset=True)
     return JobObject.model_validate(once.answer(make, request=("POST /v1/fine_tuning/jobs", asked)))
@@ -171,6 +172,7 @@ async def retrieve_job(
     request: Request,
     caller: CallerDep,
     database: DatabaseDep,
+    settings: SettingsDep,
     watch: WatchDep,
     wait: Annotated[
         float, Query(ge=0, le=60, description="Seconds to wait for another status, if the job is not over.")
@@ -183,7 +185,7 @@ async def retrieve_job(
             # Read before the job: a change in between is waited for as news, rather than missed.
             seq = events.latest(session, {job_id}).get(job_id, 0)
             job = jobs.get(session, job_id, org_id=caller.org_id)
-            return render.job_object(job, queue_position=job_queries.queue_position(session, job.id)), seq
+            return single_job.show(session, job, settings=settings), seq
 
     found, seq = await run_in_threadpool(look)
     before, give_up_at, going_on = found.status, time.monotonic() + wait, wait > 0
@@ -212,11 +214,15 @@ def pause_job(job_id: str, caller: CallerDep, database: DatabaseDep) -> JobObjec
 
 @router.post("/{job_id}/resume", summary="Resume fine-tuning job")
 def resume_job(
-    job_id: str, caller: CallerDep, database: DatabaseDep, background: BackgroundTasks
+    job_id: str,
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    background: BackgroundTasks,
 ) -> JobObject:
     """Queue a paused job again. It goes on from its last checkpoint."""
     with database.write() as session:
         job = jobs.resume(session, job_id, org_id=caller.org_id)
-        position = job_queries.queue_position(session, job.id)
+        found = single_job.show(session, job, settings=settings)
     background.add_task(ring, "train")
-    return render.job_object(job, queue_position=position)
+    return found

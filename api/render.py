@@ -86,8 +86,8 @@ def upload_part_object(part: UploadPart) -> UploadPartObject:
     )
 
 
-def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
-    """A job. What it was given becomes what it uses once that is known."""
+def job_object(job: Job, **alone: Any) -> JobObject:
+    """A job. What it was given becomes what it uses once that is known. `alone` is what `single_job` adds."""
     method = write_method(job.method, job.resolved) if job.resolved else job.spec["method"]
     return JobObject.model_validate(
         {
@@ -117,8 +117,8 @@ def job_object(job: Job, *, queue_position: int | None = None) -> JobObject:
             "phase": job.phase,
             "progress": job.progress,
             "resources": job.resources,
-            "queue_position": queue_position,
         }
+        | alone
     )
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from api.diagnosis_schemas import Diagnosis
 from trainers.specs import Resources, Share
 from trainers.specs.mixture import MAX_FILES
 
@@ -272,6 +273,9 @@ class JobObject(BaseModel):
     resources: dict[str, Any]
     queue_position: int | None = Field(
         default=None, description="Jobs that will be started earlier. Only on single jobs that wait."
+    )
+    diagnosis: Diagnosis | None = Field(
+        default=None, description="Why it failed, and what could be done. Only on single jobs that failed."
     )
 
 

@@ -199,7 +199,7 @@ def naming_line(line: int) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"line {line}: {error}") from error
+        raise DataError(f"line {line}: {error}", line=line) from error
 
 
 def _shared_length(one: str, other: str) -> int:

@@ -12,14 +12,30 @@ from trainers.events import drop_nonfinite
 from trainers.specs import SpecError
 
 Reason = Literal[
-    "done", "stopped", "bad_data", "cuda_oom", "nan_loss", "disk_full", "bad_checkpoint", "error"
+    "done",
+    "stopped",
+    "bad_data",
+    "cuda_oom",
+    "cpu_oom",
+    "nan_loss",
+    "nccl_timeout",
+    "disk_full",
+    "bad_checkpoint",
+    "error",
 ]
 BAD_DATA_EXIT = 3
 _NEARLY_FULL_BYTES = 16 << 20
 
 
 class DataError(ValueError):
-    """The training data cannot be used, for a reason its owner can mend."""
+    """The training data cannot be used, for a reason its owner can mend.
+
+    line: of the row at fault, counted from 1; position: of its file, where the job trains on several.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None, position: int | None = None):
+        super().__init__(message)
+        self.line, self.position = line, position
 
 
 class NanLoss(ArithmeticError):
@@ -46,6 +62,14 @@ class Outcome:
     trained_tokens: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     resumed_from: int | None = None
+    line: int | None = None  # of the row at fault
+    position: int | None = None  # of its file among several
+
+    def blame(self, error: BaseException, *, run_dir: Path) -> None:
+        """Takes the reason from the exception that ended the run."""
+        self.reason, self.message = explain(error, run_dir=run_dir)
+        if isinstance(error, DataError):
+            self.line, self.position = error.line, error.position
 
 
 def write_exit(run_dir: Path, outcome: Outcome) -> bool:
@@ -79,6 +103,10 @@ def explain(error: BaseException, *, run_dir: Path) -> tuple[Reason, str]:
         return "disk_full", f"no space left on the disk: {error}"
     if _is_cuda_oom(error):
         return "cuda_oom", f"the GPU has too little memory for this job: {_first_line(error)}"
+    if _is_cpu_oom(error):
+        return "cpu_oom", f"the machine has too little memory for this job: {_first_line(error)}"
+    if _is_collective_timeout(error):
+        return "nccl_timeout", f"the processes waited for one of them in vain: {_first_line(error)}"
     return "error", f"{type(error).__name__}: {error}"
 
 
@@ -100,6 +128,19 @@ def _is_cuda_oom(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def _is_cpu_oom(error: BaseException) -> bool:
+    # torch has no class for it: c10/core/impl/alloc_cpu.cpp
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _is_collective_timeout(error: BaseException) -> bool:
+    text = str(error)
+    from_nccl = "collective operation timeout" in text
+    # gloo/transport/tcp/unbound_buffer.cc and pair.cc
+    from_gloo = "Timed out waiting" in text and ("gloo" in text or "operation to complete" in text)
+    return isinstance(error, RuntimeError) and (from_nccl or from_gloo)
 
 
 def _first_line(error: BaseException) -> str:

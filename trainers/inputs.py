@@ -74,6 +74,11 @@ class InputFile:
         """Where a line is, for messages to users."""
         return f"line {line}" if self.position is None else f"training_files.{self.position}, line {line}"
 
+    def fault(self, row: RowError) -> DataError:
+        """What a row that cannot be used means for the run."""
+        message = f"{self.locate(row.line)}: {row.message}"
+        return DataError(message, line=row.line, position=self.position)
+
     def name_facts(self) -> dict[str, Any]:
         """What decides which rows are read: a part of the name of what is made of them. Raises DataError."""
         content = digest_file(self.path)

@@ -17,7 +17,7 @@ from trainers.cache import digest_tokenizer, name_entry, published
 from trainers.checkpoints import Checkpoint, latest_valid
 from trainers.events import Events
 from trainers.examples import Encoder, Example
-from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, explain, write_exit
+from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, write_exit
 from trainers.inputs import InputFile, choose_inputs
 from trainers.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
 from trainers.row_formats import AnyRow, Prompt, Row, RowKind
@@ -219,13 +219,13 @@ def _leave_out(used: Iterator[AnyRow | RowError], *, source: InputFile, counts: 
         elif source.passes_over(row):
             counts.refuse(row.line)
         else:
-            raise DataError(f"{source.locate(row.line)}: {row.message}")
+            raise source.fault(row)
 
 
 def _batches(source: InputFile, rows: Rows, used: Iterator[AnyRow], *, method: str) -> Iterator[list[AnyRow]]:
     batch: list[AnyRow] = []
     for row in used:
-        check_kind(rows.kind, method=method, where=source.locate(row.line))
+        check_kind(rows.kind, method=method, where=source.locate(row.line), line=row.line)
         batch.append(row)
         if len(batch) == _BATCH_ROWS:
             yield batch
@@ -234,11 +234,11 @@ def _batches(source: InputFile, rows: Rows, used: Iterator[AnyRow], *, method: s
         yield batch
 
 
-def check_kind(kind: RowKind | None, *, method: str, where: str) -> None:
+def check_kind(kind: RowKind | None, *, method: str, where: str, line: int | None = None) -> None:
     """Raises DataError, naming the place, for a row that the method does not learn from."""
     if not METHODS[method].takes(kind):
         wanted = METHODS[method].learns_from
-        raise DataError(f"{where}: this is a {kind} row, but {method} learns from {wanted} rows")
+        raise DataError(f"{where}: this is a {kind} row, but {method} learns from {wanted} rows", line=line)
 
 
 def _report(counts: Counts, *, events: Events, limit: int, path: Path, hit: bool) -> None:
@@ -290,16 +290,21 @@ def main(arguments: list[str]) -> int:
         prepare(run_dir, events=events)
     except (DataError, SpecError) as error:
         events.message(str(error), level="error", code="bad_data")
-        write_exit(run_dir, Outcome("bad_data", str(error)))
+        _tell(error, run_dir=run_dir)
         log.error("%s", error)
         return BAD_DATA_EXIT
     except Exception as error:  # whatever it is, the supervisor is told the reason; then it is raised
-        reason, message = explain(error, run_dir=run_dir)
-        write_exit(run_dir, Outcome(reason, message))
+        _tell(error, run_dir=run_dir)
         raise
     finally:
         events.close()
     return 0
+
+
+def _tell(error: Exception, *, run_dir: Path) -> None:
+    outcome = Outcome("error")
+    outcome.blame(error, run_dir=run_dir)
+    write_exit(run_dir, outcome)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from trainers import checkpoints
 from trainers.attempt import Attempt
 from trainers.checkpoints import Checkpoint, Corrupt
 from trainers.events import Events
-from trainers.exits import BAD_DATA_EXIT, BadCheckpoint, Outcome, PeerLost, explain, write_exit
+from trainers.exits import BAD_DATA_EXIT, BadCheckpoint, Outcome, PeerLost, write_exit
 from trainers.prepare import pick_checkpoint, prepare
 from trainers.ranks import (
     Peers,
@@ -62,7 +62,7 @@ def run(run_dir: Path, *, stop: StopRequest, alone: bool = False) -> int:
     except Exception as error:  # the one place where every failure gets its reason
         if peers and peers.lost() and not isinstance(error, SpecError):
             raise PeerLost("another rank has died") from error
-        outcome.reason, outcome.message = explain(error, run_dir=run_dir)
+        outcome.blame(error, run_dir=run_dir)
         if first:
             checkpoints.clear_leftovers(
                 run_dir / "checkpoints"

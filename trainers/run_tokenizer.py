@@ -121,6 +121,6 @@ def report_compression(tokenizer: Any, rows_file: Path, *, events: Events) -> No
 def _texts(source: InputFile) -> Iterator[str]:
     for row in source.read()[1]:
         if isinstance(row, RowError) and not source.passes_over(row):
-            raise DataError(f"{source.locate(row.line)}: {row.message}")
+            raise source.fault(row)
         if isinstance(row, Document):
             yield row.text

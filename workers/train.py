@@ -1,7 +1,6 @@
 """One attempt of a training job: torchrun, events, finish."""
 
 import contextlib
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from db.settings import DatabaseSettings
 from db.tasks import Lease
 from trainers import specs
 from workers import leases, processes, results, shutdown
+from workers.last_words import read_exit
 from workers.layouts import layout_of
 from workers.progress import EventCopier
 from workers.settings import WorkerSettings
@@ -28,6 +28,7 @@ _FINAL_REASONS = {
     "bad_data": "invalid_training_file",
     "nan_loss": "nan_loss",
     "cuda_oom": "cuda_out_of_memory",
+    "cpu_oom": "out_of_memory",
     "disk_full": "disk_full",
 }
 
@@ -106,12 +107,8 @@ class _Attempt:
     def _wants_stop(self) -> bool:
         return self.stop_asked or shutdown.requested()
 
-    def _exit(self) -> dict[str, Any] | None:
-        path = self.run_dir / "exit.json"
-        return json.loads(path.read_text()) if path.is_file() else None
-
     def _settle(self) -> None:
-        exit_ = self._exit()
+        exit_ = read_exit(self.run_dir)
 
         def write(session: Session) -> None:
             while self.events.copy(session, self.lease):

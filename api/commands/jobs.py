@@ -121,7 +121,7 @@ def show(job_id: JobId, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(job)
         return
-    error = job["error"] or {}
+    error, diagnosis = job["error"] or {}, job.get("diagnosis") or {}
     hyperparameters = job["hyperparameters"] or {}
     print_fields(
         {
@@ -131,6 +131,8 @@ def show(job_id: JobId, *, as_json: AsJson = False) -> None:
             "step": _describe_step(job),
             "queue position": job.get("queue_position"),
             "error": error.get("message"),
+            "cause": diagnosis.get("code"),
+            "advice": (diagnosis.get("suggestion") or {}).get("text"),
             "model": job["model"],
             "result": job["fine_tuned_model"],
             "training file": job["training_file"],

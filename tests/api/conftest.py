@@ -17,14 +17,14 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from api.main import create_app
 from api.settings import ApiSettings
 from db import claims, deployments, files, jobs, keys, registry, tasks
 from db.blobs import BlobWriter
 from db.migrate import upgrade
-from db.models import Deployment, Model, Org
+from db.models import Deployment, Model, Org, Task
 from db.session import Database, clock
 from db.tasks import Lease, Owner
 
@@ -148,6 +148,11 @@ class World:
                 session, merge, path=folder, adapter_path=folder / "a", report={"digest": "d2"}
             )
         return str(job.fine_tuned_model)
+
+    def skip_delays(self) -> None:
+        """Let the pause before a next attempt be over."""
+        with self.database.write() as session:
+            session.execute(update(Task).values(not_before=0.0))
 
     def claim(self, queue: str) -> Lease:
         with self.database.write() as session:

@@ -70,6 +70,7 @@ def test_a_new_job_has_every_key_of_the_reference(client, body):
         "progress": None,
         "resources": {"nproc_per_node": 2, "nnodes": 1},
         "queue_position": 0,
+        "diagnosis": None,
     }
 
 

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -15,7 +17,7 @@ import pytest
 from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
 from trainers.checkpoints import Checkpoint, list_checkpoints, verify
-from trainers.exits import Outcome, explain, write_exit
+from trainers.exits import DataError, Outcome, explain, write_exit
 
 LIMIT_S = 300
 
@@ -201,10 +203,49 @@ def test_the_first_reason_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["exit.json"]
 
 
+def test_a_rank_that_others_wait_for_in_vain_is_a_timeout_of_the_collective(tmp_path: Path) -> None:
+    """Two members of a real group in this process, of which one never comes."""
+    from torch import distributed, ones
+
+    met, over = threading.Barrier(2), threading.Event()
+
+    def join(member: int) -> distributed.ProcessGroupGloo:
+        store = distributed.FileStore(str(tmp_path / "store"), 2)
+        group = distributed.ProcessGroupGloo(store, member, 2, timedelta(seconds=2))
+        met.wait()
+        return group
+
+    def stay_away() -> None:
+        group = join(1)
+        over.wait(60)
+        del group
+
+    absent = threading.Thread(target=stay_away)
+    absent.start()
+    group = join(0)
+    with pytest.raises(RuntimeError) as timeout:
+        group.allreduce([ones(3)]).wait()
+    over.set()
+    absent.join()
+    assert explain(timeout.value, run_dir=tmp_path)[0] == "nccl_timeout"
+
+
+def test_the_row_at_fault_is_told_as_data(tmp_path: Path) -> None:
+    outcome = Outcome("error")
+    outcome.blame(DataError("training_files.1, line 5: bad", line=5, position=1), run_dir=tmp_path)
+    write_exit(tmp_path, outcome)
+    end = exit_of(tmp_path)
+    assert (end["reason"], end["line"], end["position"]) == ("bad_data", 5, 1)
+
+
 def test_exceptions_have_reasons(tmp_path: Path) -> None:
     import torch
 
     assert explain(torch.cuda.OutOfMemoryError("CUDA out of memory"), run_dir=tmp_path)[0] == "cuda_oom"
     assert explain(OSError(28, "No space left on device"), run_dir=tmp_path)[0] == "disk_full"
+    with pytest.raises(RuntimeError) as too_large:
+        torch.empty(1 << 50)
+    assert explain(too_large.value, run_dir=tmp_path)[0] == "cpu_oom"
+    assert explain(MemoryError(), run_dir=tmp_path)[0] == "cpu_oom"
     assert explain(OSError(2, "No such file"), run_dir=tmp_path)[0] == "error"
     assert explain(ZeroDivisionError("x"), run_dir=tmp_path) == ("error", "ZeroDivisionError: x")

@@ -25,7 +25,10 @@ def exit_of(reason: str) -> dict[str, Any]:
         ("bad_data", "failed", "invalid_training_file"),
         ("nan_loss", "failed", "nan_loss"),
         ("cuda_oom", "failed", "cuda_out_of_memory"),
+        ("cpu_oom", "failed", "out_of_memory"),
         ("disk_full", "failed", "disk_full"),
+        ("nccl_timeout", "queued", None),
+        ("killed", "queued", None),
         ("error", "queued", None),
         ("bad_checkpoint", "queued", None),
         ("stopped", "queued", None),  # by somebody else's SIGTERM

@@ -5,7 +5,7 @@ from trainers.specs.layouts import Layout
 from trainers.specs.methods import METHODS
 from trainers.specs.mixture import MixedFile, Share, check_shares, count_mixed
 from trainers.specs.parse import Method, parse_method, write_method
-from trainers.specs.resolution import resolve
+from trainers.specs.resolution import halve_micro_batch, resolve
 from trainers.specs.run_spec import SPEC_VERSION, RunSpec, load_run_spec
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SpecError",
     "check_shares",
     "count_mixed",
+    "halve_micro_batch",
     "load_run_spec",
     "parse_method",
     "resolve",

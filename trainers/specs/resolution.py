@@ -4,6 +4,7 @@ from math import ceil, lcm
 from typing import Any
 
 from trainers.specs.fields import SpecError
+from trainers.specs.methods import METHODS
 from trainers.specs.parameters import Asked, Resolved
 from trainers.specs.parse import Method
 
@@ -79,6 +80,12 @@ def _size_batch(method: Method, *, n_examples: int, nproc_per_node: int) -> tupl
             param=f"{path}.mini_batch_size",
         )
     return batch_size, micro
+
+
+def halve_micro_batch(method: str, micro: int) -> int | None:
+    """Half of the rows of a pass, or less where a half would not divide the batch; None at the least."""
+    least = METHODS[method].least_micro_batch
+    return max((size for size in range(least, micro // 2 + 1) if micro % size == 0), default=None)
 
 
 def count_held_out(n_rows: int, settings: Asked | Resolved) -> int:

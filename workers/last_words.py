@@ -1,0 +1,38 @@
+"""How a run ended: what the trainer wrote last or, where it could not write any more, what its log tells."""
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from workers import processes
+
+# torch/distributed/elastic/multiprocessing/api.py, of each rank; a negative status is a signal.
+_ENDED_BY_SIGNAL = re.compile(r"failed \(exitcode: -(\d+)\)")
+# torch's watchdog says so and aborts the process: nothing of ours gets to run.
+_WATCHDOG = "Watchdog caught collective operation timeout"
+_READ_BYTES = 256 * 1024
+
+
+def read_exit(run_dir: Path) -> dict[str, Any] | None:
+    """`exit.json`, or the same of a trainer that was ended: {reason, message}. None when nothing is known."""
+    path = run_dir / "exit.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    log = processes.tail(run_dir / "log.txt", max_bytes=_READ_BYTES)
+    if _WATCHDOG in log:
+        message = "The processes waited for one of them in vain"
+        return {"reason": "nccl_timeout", "message": message}
+    found = _ENDED_BY_SIGNAL.search(log)
+    if found is None:
+        return None
+    name = _name_signal(int(found[1]))
+    return {"reason": "killed", "message": f"The trainer was killed by {name}", "signal": name}
+
+
+def _name_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
