@@ -6,8 +6,8 @@ jobs, events, attempts and device leases are the other witness, the run folders 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
@@ -64,6 +64,13 @@ class Witness:
     jobs: list[JobSeen] = field(default_factory=list)
     attempts: list[Held] = field(default_factory=list)
     devices: list[Held] = field(default_factory=list)
+
+    def without(self, job_ids: Container[str]) -> "Witness":
+        """The same, but for some jobs that others made."""
+        jobs = [job for job in self.jobs if job.id not in job_ids]
+        return replace(
+            self, jobs=jobs, attempts=[h for h in self.attempts if h.what.split()[-1] not in job_ids]
+        )
 
 
 def check(ops: Iterable[Op], witness: Witness, *, damaged: frozenset[str] = frozenset()) -> list[str]:

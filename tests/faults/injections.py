@@ -25,6 +25,14 @@ def kill(processes: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, read or unread by its parent."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextmanager
 def frozen(processes: Iterable[psutil.Process]) -> Iterator[None]:
     """SIGSTOP, and SIGCONT at the end: what a paused virtual machine, or one that swaps, looks like."""
