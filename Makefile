@@ -42,8 +42,8 @@ test: install ## run the tests
 test-long: install ## run the slow tests
 	$(BIN)/pytest -m 'long and not gpu' -n $(JOBS) --dist loadfile
 
-faults: install ## run thousands of random lives of jobs and pipelines
-	$(BIN)/pytest -m faults -n $(JOBS) --dist loadfile
+faults: install ## break parts and see each guarantee kept, once each; G=2 for one of them at full count
+	FAULTS_FULL=$(G) $(BIN)/pytest -m '$(if $(G),faults(g=$(G)),faults)' -n $(JOBS) --dist loadfile
 
 lint: $(STAMP) ## check style, formatting, types and import rules
 	$(BIN)/ruff check

@@ -1,7 +1,5 @@
 """A full disk refuses uploads and damages nothing (G17)."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +7,9 @@ import pytest
 
 from tests.api.test_files import leftovers, upload
 from tests.api.test_uploads import begin, complete, send
+from tests.faults.injections import may_mount, small_disk
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+pytestmark = pytest.mark.skipif(not may_mount(), reason="this process may not mount")
 DISK_BYTES = 300 * 1024
 
 
@@ -18,12 +17,8 @@ DISK_BYTES = 300 * 1024
 def disk(settings) -> Iterator[Path]:
     """A small file system under the store."""
     settings.blobs_dir.mkdir(parents=True)
-    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"]
-    mounted = subprocess.run(["/bin/mount", *options, settings.blobs_dir], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    yield settings.blobs_dir
-    subprocess.run(["/bin/umount", settings.blobs_dir], check=True)
+    with small_disk(settings.blobs_dir, DISK_BYTES):
+        yield settings.blobs_dir
 
 
 def test_uploads_to_a_full_disk_are_refused_and_leave_nothing(client, disk, settings):

@@ -85,7 +85,7 @@ def test_random_lives_of_pipelines(world: World):
     live_randomly(world, sequences=60, steps=25, machine=PipelineMachine)
 
 
-@pytest.mark.faults
+@pytest.mark.faults(g=7)
 @pytest.mark.timeout(3600)
 def test_many_random_lives_of_pipelines(world: World):
     live_randomly(world, sequences=1000, steps=60, machine=PipelineMachine)

@@ -401,7 +401,7 @@ def test_random_lives_of_jobs(world: World):
     live_randomly(world, sequences=100, steps=20)
 
 
-@pytest.mark.faults
+@pytest.mark.faults(g=7)
 @pytest.mark.timeout(3600)
 def test_many_random_lives_of_jobs(world: World):
     live_randomly(world, sequences=1000, steps=50)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.injections import DAMAGES, flip
 from trainers.checkpoints import (
     MANIFEST,
     Checkpoint,
@@ -52,17 +53,7 @@ def test_a_staged_one_is_invisible(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def shorten(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize("damage", [flip, shorten, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 def test_any_damage_to_any_file_falls_back_to_the_one_before(tmp_path: Path, name: str, damage) -> None:
     older, newer = save(tmp_path, 10), save(tmp_path, 20)
@@ -131,6 +122,7 @@ for step in range(int(sys.argv[2]), 10**9):
 
 
 @pytest.mark.long
+@pytest.mark.faults(g=15)
 def test_kill_9_at_a_hundred_moments_of_saving_leaves_a_valid_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
     step, moments = 1, random.Random(5)

@@ -1,0 +1,102 @@
+"""The processes of a running stack by the part they play, and what else a fault needs to know of it."""
+
+import os
+from pathlib import Path
+
+import celery
+import psutil
+import pytest
+
+from tests.stack import Stack
+from workers.processes import MARKER
+
+PARTS = ("api", "beat", "redis", "serve", "worker-cpu", "worker-train")
+_WORDS = {"api": "api.main:create_app", "beat": "beat", "serve": "workers.serve"}
+
+
+IN_FULL = bool(os.environ.get("FAULTS_FULL"))
+
+
+def repeated(full: int) -> pytest.MarkDecorator:
+    """Runs a test once, or so often when `make faults G=n` asks for the full count; `number` counts."""
+    return pytest.mark.parametrize("number", range(full if IN_FULL else 1), indirect=True)
+
+
+def part(stack: Stack, name: str) -> list[psutil.Process]:
+    """The process of a part, if it runs at this moment."""
+    return [child for child in children([psutil.Process(stack.process.pid)]) if _plays(child, name)]
+
+
+def pool(stack: Stack, queue: str) -> list[psutil.Process]:
+    """The pool children of a worker; the one that carries an attempt out is its supervisor."""
+    return children(part(stack, f"worker-{queue}"))
+
+
+def children(parents: list[psutil.Process]) -> list[psutil.Process]:
+    """The direct children of processes of which some may be gone."""
+    found = []
+    for parent in parents:
+        try:
+            found += parent.children()
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def attempts(
+    stack: Stack, kind: str = "", job_id: str = "", token: int | None = None
+) -> list[psutil.Process]:
+    """Living processes with the marker of an attempt of this stack, whatever they have become since."""
+    inside = str(stack.home)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(MARKER, "")
+            here = inside in process.cwd() and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        named = [field for field in (kind, job_id, token and str(token)) if field]
+        if mark and here and all(field in mark.split("/") for field in named):
+            found.append(process)
+    return found
+
+
+def is_agent(process: psutil.Process) -> bool:
+    """Whether it is a torchrun, rather than one of its ranks or what these started."""
+    try:
+        return "torch.distributed.run" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def environment(stack: Stack) -> dict[str, str]:
+    """What the parts of the stack were given."""
+    return part(stack, "api")[0].environ()
+
+
+def ring(redis_url: str, queue: str, *, times: int) -> None:
+    """Deliver the doorbell's message so many times."""
+    with celery.Celery(broker=redis_url) as app:
+        for _ in range(times):
+            app.send_task("workers.ring", args=(queue,), queue=queue, retry=False)
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder: its size and when it was written."""
+    return {
+        path.relative_to(folder).as_posix(): ((seen := path.stat()).st_size, seen.st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _plays(process: psutil.Process, name: str) -> bool:
+    try:
+        words = process.cmdline()
+        if name == "redis":
+            return process.name() == "redis-server"
+        if name in _WORDS:
+            return _WORDS[name] in words
+        return any(word.startswith(name.removeprefix("worker-") + "@") for word in words)
+    except psutil.NoSuchProcess:
+        return False
