@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sqlalchemy import CursorResult, Select, select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from db import adapters, events, job_files, registry, stages, tasks
@@ -139,8 +139,8 @@ def start(session: Session, lease: Lease, *, resolved: dict[str, Any]) -> Job:
     job = _lock(session, lease.subject_id)
     again = job.started_at is not None
     message = f"Fine-tuning job goes on (attempt {lease.token})" if again else "Fine-tuning job started"
-    job.resolved = resolved
     job.started_at = job.started_at or clock(session)
+    job.resolved = resolved
     _move(session, job, "running", message=message)
     return job
 
@@ -329,15 +329,9 @@ def _move(
         values |= {"finished_at": clock(session), "error": error, "phase": None}
     elif following in ("queued", "paused"):
         values["phase"] = None
-    moved = session.execute(
-        update(Job)
-        .where(Job.id == job.id, Job.status == current)
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
-    if cast(CursorResult[Any], moved).rowcount != 1:
+    moved = update(Job).where(Job.id == job.id, Job.status == current).values(**values).returning(Job)
+    if not session.scalars(moved, execution_options={"populate_existing": True}).all():
         raise IllegalTransition(f"job {job.id}: no longer {current}")
-    session.refresh(job)
     events.add(
         session, job, message, level=level, data={"status": following} | ({"error": error} if error else {})
     )
