@@ -20,6 +20,7 @@ from api.deps import DatabaseDep, SettingsDep
 from api.disconnect import unless_disconnected
 from api.errors import NEVER_RETRY, ApiError, error_body
 from api.schemas import ChatRequest
+from api.watch import Watch, WatchDep
 from db import deployments, registry
 from db.session import Database, clock
 
@@ -30,6 +31,8 @@ _POLL_S = 0.25
 _TOUCH_EVERY_S = 5.0
 # The official clients wait as long for the next byte.
 _ANSWER_TIMEOUT_S = 600.0
+# Told to stop, the server cuts after five seconds what has no end by then; a stream that says so is better.
+_LAST_S = 3.0
 _PASSED_ON = ("content-type", "retry-after", "x-should-retry")
 
 
@@ -45,7 +48,12 @@ def new_client() -> httpx.AsyncClient:
 
 @router.post("/completions", summary="Create chat completion", response_class=Response)
 async def create_chat_completion(
-    body: ChatRequest, request: Request, caller: CallerDep, database: DatabaseDep, settings: SettingsDep
+    body: ChatRequest,
+    request: Request,
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    watch: WatchDep,
 ) -> Response:
     """Chat with a deployed model; with `stream` the answer comes as server-sent events.
 
@@ -56,7 +64,7 @@ async def create_chat_completion(
             message = "The chat template belongs to the model and cannot be given in a request."
             raise ApiError(400, "unsupported_parameter", message, param=name)
     finder = _Finder(database, org_id=caller.org_id, model_id=body.model, auto=settings.auto_deploy)
-    address = await _wait_until_ready(request, finder, hold_s=settings.chat_hold_s)
+    address = await _wait_until_ready(request, finder, watch, hold_s=settings.chat_hold_s)
     call = request.app.state.engines.build_request(
         "POST",
         f"{address}/v1/chat/completions",
@@ -66,7 +74,7 @@ async def create_chat_completion(
     upstream = await unless_disconnected(request, _send(request.app.state.engines, call))
     headers = {name: upstream.headers[name] for name in _PASSED_ON if name in upstream.headers}
     if headers.get("content-type", "").startswith("text/event-stream"):
-        return _EngineStream(upstream, headers=headers)
+        return _EngineStream(upstream, watch, headers=headers)
     content = await unless_disconnected(request, _read_whole(upstream))
     return Response(content, upstream.status_code, headers=headers)
 
@@ -109,11 +117,11 @@ class _Finder:
         return deployment.address if deployment.status == "ready" else None
 
 
-async def _wait_until_ready(request: Request, finder: _Finder, *, hold_s: float) -> str:
+async def _wait_until_ready(request: Request, finder: _Finder, watch: Watch, *, hold_s: float) -> str:
     """The address of the engine, as soon as it is ready."""
     deadline = time.monotonic() + hold_s
     while (address := await run_in_threadpool(finder.find)) is None:
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or watch.stopped_for_s:
             message = f"The model '{finder.model_id}' is still being loaded; try again."
             raise ApiError(503, "model_loading", message, headers={"retry-after": "5"})
         if await request.is_disconnected():
@@ -154,10 +162,11 @@ def _engine_died(error: httpx.HTTPError) -> ApiError:
 class _EngineStream(StreamingResponse):
     """Passes an engine's events on, and closes its connection when the client leaves."""
 
-    def __init__(self, upstream: httpx.Response, *, headers: dict[str, str]) -> None:
+    def __init__(self, upstream: httpx.Response, watch: Watch, *, headers: dict[str, str]) -> None:
         # Proxies that buffer would turn the stream into one late lump.
         super().__init__(
-            _frames(upstream), headers=headers | {"x-accel-buffering": "no", "cache-control": "no-cache"}
+            _frames(upstream, watch),
+            headers=headers | {"x-accel-buffering": "no", "cache-control": "no-cache"},
         )
         self._upstream = upstream
 
@@ -169,9 +178,10 @@ class _EngineStream(StreamingResponse):
             await self._upstream.aclose()
 
 
-async def _frames(upstream: httpx.Response) -> AsyncIterator[bytes]:
+async def _frames(upstream: httpx.Response, watch: Watch) -> AsyncIterator[bytes]:
     """The engine's events as they come, in whole lines; an error event if they end before `[DONE]`."""
     partial, done = b"", False
+    code, message = "engine_died", "The engine of the model died while it answered."
     try:
         async for chunk in upstream.aiter_bytes():
             whole, newline, rest = (partial + chunk).rpartition(b"\n")
@@ -179,10 +189,12 @@ async def _frames(upstream: httpx.Response) -> AsyncIterator[bytes]:
             done = done or b"\ndata: [DONE]" in b"\n" + whole
             if newline:
                 yield whole + newline
+            if watch.stopped_for_s > _LAST_S:
+                code, message = "server_stopping", "The server is being restarted; ask again."
+                break
     except httpx.HTTPError as error:
         logger.warning("an engine died in the middle of a stream: %r", error)
     if not done:
-        message = "The engine of the model died while it answered."
-        event: dict[str, Any] = error_body(500, "engine_died", message)
+        event: dict[str, Any] = error_body(500, code, message)
         # The empty line ends an event that the engine may have left open.
         yield f"\ndata: {json.dumps(event)}\n\n".encode()

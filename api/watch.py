@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Watch:
 
     A preview has one piece of news, its answer, which is number 1.
 
-    Belongs to one event loop; only `close` may be called from signal handlers, through the loop.
+    Belongs to one event loop; only `stop` may be called from signal handlers, through the loop.
     """
 
     def __init__(self, database: Database) -> None:
@@ -41,6 +42,12 @@ class Watch:
         self._waiters: set[_Waiter] = set()
         self._somebody = asyncio.Event()
         self.closed = False
+        self._stopped_at: float | None = None
+
+    @property
+    def stopped_for_s(self) -> float:
+        """How long ago the server was told to stop; 0 before."""
+        return 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
 
     @property
     def waiting(self) -> int:
@@ -69,6 +76,11 @@ class Watch:
         """Send everybody home, now and from now on."""
         self.closed = True
         self._wake(list(self._waiters), news=False)
+
+    def stop(self) -> None:
+        """The server was told to stop: send everybody home."""
+        self._stopped_at = self._stopped_at or time.monotonic()
+        self.close()
 
     async def poll(self) -> None:
         """Look for news while somebody waits for some; runs until it is cancelled."""
@@ -136,7 +148,7 @@ def _closed_by_signals(watch: Watch) -> Iterator[None]:
                 handlers[number] = handler
 
     def close_and_pass_on(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(watch.close)
+        loop.call_soon_threadsafe(watch.stop)
         handlers[signal.Signals(number)](number, frame)
 
     for number in handlers:

@@ -13,9 +13,11 @@ import openai
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
 from openai import OpenAI
 from sqlalchemy import func, select
 
+from api.main import create_app
 from db import deployments
 from db.models import Deployment
 
@@ -165,6 +167,33 @@ def test_death_in_the_middle_of_a_stream_is_told(remote, model, behaviour):
     assert (error["code"], error["type"]) == ("engine_died", "server_error")
     assert answer.text.endswith("\n\n")
     assert all(json.loads(event) for event in events)  # not one cut frame
+
+
+def test_a_server_told_to_stop_ends_its_streams_with_a_word(serve, world, model, engine, monkeypatch):
+    monkeypatch.setattr("api.chat._LAST_S", 0.2)
+    app = create_app(world.settings, world.database)
+    body = {"model": model, "messages": [{"role": "user", "content": "forever"}], "stream": True}
+    headers = {"authorization": f"Bearer {world.user}"}
+    with serve(app) as address, httpx.Client(base_url=address, headers=headers, trust_env=False) as client:
+        with client.stream("POST", CHAT, json=body) as answer:
+            chunks = answer.iter_raw()
+            assert next(chunks) == frame("one")
+            app.state.watch.stop()
+            *_, last = b"".join(chunks).strip().splitlines()
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "server_stopping"
+    assert engine.abandoned.wait(5)
+
+
+def test_a_server_told_to_stop_lets_nobody_wait_for_an_engine(world, settings):
+    settings.chat_hold_s = 60
+    world.deploy(world.base_model(), status="loading")
+    app = create_app(settings, world.database)
+    with TestClient(app, headers={"authorization": f"Bearer {world.user}"}) as client:
+        threading.Timer(0.3, app.state.watch.stop).start()
+        began = time.monotonic()
+        answer = ask(client, "org/base")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_loading")
+    assert time.monotonic() - began < 10
 
 
 def test_client_that_leaves_a_stream_stops_the_engine(remote, model, engine):

@@ -110,6 +110,18 @@ def test_what_accepted_work_hangs_on_survives_a_restart() -> None:
     assert all("data:/data" in read_compose()["services"][name]["volumes"] for name in OURS)
 
 
+def test_the_documentation_names_every_service_and_variable() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)`(?: \(`([\w-]+)`\))? \|.*\| (?:(\d+) s )?\|$", page, re.MULTILINE)
+    told = {name: grace_s for *names, grace_s in rows for name in names if name in ALL}
+    assert told == {
+        name: "" if name == "migrate" else service["stop_grace_period"].removesuffix("s")
+        for name, service in read_compose()["services"].items()
+    }
+    variables = re.findall(r"\$\{(\w+):-", (ROOT / "docker-compose.yml").read_text())
+    assert all(f"| `{variable}` |" in page for variable in variables)
+
+
 # --- Dockerfile ---------------------------------------------------------------------------------------------
 
 

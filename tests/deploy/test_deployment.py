@@ -1,6 +1,7 @@
 """Every service of docker-compose.yml, without its container: started, used and stopped as the file says."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ def deployment(postgres_url: str, tiny_model: Path) -> Iterator[Deployment]:
             wait_for(lambda name=name: deployment.is_healthy(name), within_s=200, what=name, every_s=1)
         yield deployment
     finally:
+        for name in deployment.processes:
+            sys.stdout.write(f"--- {name} ---\n{deployment.log(name)[-3000:]}\n")  # shown if the test fails
         for process in processes_of(folder):
             process.kill()
         psutil.wait_procs(processes_of(folder), timeout=20)
