@@ -44,7 +44,6 @@ def follow(stack: Stack, job_id: str, last_id: str | None) -> Iterator[str]:
                 yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])["id"]
 
 
-@pytest.mark.long
 @pytest.mark.faults(g=10)
 @parts.repeated(len(DOWN_S))
 def test_g10_the_api_dies_and_the_stream_goes_on_where_it_was(
