@@ -88,9 +88,14 @@ def _save_memory(job: Job) -> Suggestion:
     micro = asked.get("micro_batch_size")
     half = halve_micro_batch(job.method, micro) if isinstance(micro, int) else None
     if half is not None:
+        given = job.spec["method"].get(job.method, {}).get("hyperparameters", {})
+        if given.get("gradient_accumulation_steps"):
+            batch = {"gradient_accumulation_steps": given["gradient_accumulation_steps"] * micro // half}
+        else:
+            batch = {"batch_size": asked["batch_size"]}
         return Suggestion(
             text=f"Pass {half} rows at once instead of {micro}, and let more passes make the same batch.",
-            changes=_change(job, micro_batch_size=half, batch_size=asked["batch_size"]),
+            changes=_change(job, micro_batch_size=half, **batch),
         )
     if asked.get("gradient_checkpointing") is not True:
         return Suggestion(

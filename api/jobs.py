@@ -83,6 +83,8 @@ def describe_job(
         suffix=asked.suffix,
         metadata=dict(asked.metadata) if asked.metadata is not None else None,
         integrations=integrations,
+        priority=asked.priority,
+        on_oom=asked.on_oom,
     )
 
 

@@ -24,6 +24,7 @@ from api import (
     pipelines,
     prepared,
     previews,
+    retries,
     stream,
     uploads,
     watch,
@@ -68,7 +69,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
     data = (files, uploads, previews, prepared)
-    work = (jobs, pipelines, history, stream, artifacts, methods)
+    work = (jobs, retries, pipelines, history, stream, artifacts, methods)
     for resource in (*data, *work, models, deployments, nodes, chat):
         v1.include_router(resource.router)
     app.include_router(v1)

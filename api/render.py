@@ -117,6 +117,9 @@ def job_object(job: Job, **alone: Any) -> JobObject:
             "phase": job.phase,
             "progress": job.progress,
             "resources": job.resources,
+            "priority": job.priority,
+            "on_oom": job.on_oom,
+            "retry_of": job.retry_of,
         }
         | alone
     )

@@ -121,6 +121,14 @@ class Training(Body):
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         default=None, max_length=16, description="Notes of your own, at most 16."
     )
+    on_oom: Literal["halve_batch"] | None = Field(
+        default=None,
+        description="`halve_batch`: instead of failing for want of memory, go on from the last checkpoint "
+        "with half of `micro_batch_size` and the same batch, down to one row at once.",
+    )
+    priority: int = Field(
+        default=0, ge=-10, le=10, strict=True, description="Waiting jobs with a higher one are started first."
+    )
 
 
 class CreateJob(Training):
@@ -131,6 +139,16 @@ class CreateJob(Training):
     )
     integrations: list[Integration] | None = Field(
         default=None, max_length=8, description="Kept with the job and echoed."
+    )
+
+
+class RetryJob(Body):
+    """What is to be different when a job is tried again."""
+
+    hyperparameters: dict[str, Any] | None = Field(
+        default=None,
+        description="Replace those of the job; the new job then starts anew. Null stands for the default. "
+        "Without any it goes on from the last checkpoint.",
     )
 
 
@@ -271,6 +289,9 @@ class JobObject(BaseModel):
         description="step, total_steps, percent, tokens_per_s, eta_seconds"
     )
     resources: dict[str, Any]
+    priority: int
+    on_oom: str | None
+    retry_of: str | None = Field(description="The job that this one tries again.")
     queue_position: int | None = Field(
         default=None, description="Jobs that will be started earlier. Only on single jobs that wait."
     )

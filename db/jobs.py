@@ -47,12 +47,16 @@ def create(session: Session, new: NewJob, *, org_id: str, place: Place | None = 
         integrations=new.integrations,
         pipeline_id=place.pipeline_id if place else None,
         stage=place.stage if place else None,
+        priority=new.priority,
+        on_oom=new.on_oom,
+        retry_of=new.retry_of,
         created_at=clock(session),
     )
     session.add(job)
     session.flush()
     job_files.note_mixed(session, job)
-    events.add(session, job, f"Created fine-tuning job: {job.id}")
+    again = f", which tries {job.retry_of} again" if job.retry_of else ""
+    events.add(session, job, f"Created fine-tuning job: {job.id}{again}")
     if place and place.waits_for:
         events.add(session, job, f"Waiting for other stages: {', '.join(place.waits_for)}")
     else:
@@ -178,7 +182,7 @@ def finish_training(session: Session, lease: Lease, *, exit_: dict[str, Any]) ->
     tasks.finish(session, lease, outcome="done", exit_=exit_)
     job.phase, job.trained_attempt, job.pause_requested_at = "merging", lease.token, None
     job.trained_tokens = exit_.get("trained_tokens")
-    tasks.enqueue(session, kind="merge", subject_id=job.id, org_id=job.org_id)
+    tasks.enqueue(session, kind="merge", subject_id=job.id, org_id=job.org_id, priority=job.priority)
     has_adapter = (job.resolved or {}).get("use_peft", True)
     next_ = "merging the adapter into its base" if has_adapter else "checking the model, trained as a whole"
     events.add(session, job, f"Training finished; {next_}", data={"exit": exit_})
@@ -229,6 +233,24 @@ def give_back(
     delay_s = 5.0 if charge else 0.0
     again = tasks.requeue(session, lease, outcome=outcome, charge=charge, delay_s=delay_s, exit_=exit_)
     after_interruption(session, lease, again=again, why=why)
+
+
+def go_on_smaller(
+    session: Session, lease: Lease, *, exit_: dict[str, Any] | None, micro_batch_size: int
+) -> None:
+    """Put a job that had too little memory back into the queue, with fewer rows at once and the same batch.
+
+    The attempt does not count: there are only so many halves. Call inside `tasks.fenced`.
+    """
+    job = _lock(session, lease.subject_id)
+    resolved = job.resolved or {}
+    job.resolved = resolved | {"micro_batch_size": micro_batch_size}
+    session.flush()
+    why = (
+        f"Too little memory for passes of {resolved['micro_batch_size']} rows: it goes on with "
+        f"{micro_batch_size}, and a batch stays {resolved['batch_size']} rows"
+    )
+    give_back(session, lease, exit_=exit_, charge=False, why=why)
 
 
 def after_interruption(session: Session, lease: Lease, *, again: bool, why: str) -> None:
@@ -306,6 +328,7 @@ def _queue(session: Session, job: Job) -> None:
         kind="train",
         subject_id=job.id,
         org_id=job.org_id,
+        priority=job.priority,
         devices_needed=int(job.resources["nproc_per_node"]),
     )
     _move(session, job, "queued", message="Files validated, moving job to queued state")

@@ -221,6 +221,8 @@ class Job(Owned, Base):
         CheckConstraint(
             "model_pk IS NOT NULL OR status IN ('waiting', 'failed', 'cancelled')", name="has_model"
         ),
+        _one_of("on_oom", states.OOM_ANSWERS),
+        CheckConstraint("priority BETWEEN -10 AND 10", name="priority"),
         CheckConstraint("(pipeline_id IS NULL) = (stage IS NULL)", name="stage_of_pipeline"),
         Index(None, "org_id", "created_at", "id"),
         Index(None, "org_id", "inputs_sha256"),
@@ -251,6 +253,9 @@ class Job(Owned, Base):
     pipeline_id: Mapped[str | None] = mapped_column(ForeignKey("pipelines.id"))
     stage: Mapped[str | None]
     inputs_sha256: Mapped[str | None]
+    priority: Mapped[int]
+    on_oom: Mapped[str | None]
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     pause_requested_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
     created_at: Mapped[float]

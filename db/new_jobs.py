@@ -19,6 +19,9 @@ class NewJob:
     suffix: str | None = None
     metadata: dict[str, Any] | None = None
     integrations: list[Any] | None = None
+    priority: int = 0
+    on_oom: str | None = None
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True)

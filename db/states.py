@@ -14,6 +14,8 @@ JOB_TRANSITIONS: dict[str, frozenset[str]] = {
 }
 JOB_STATES = tuple(JOB_TRANSITIONS)
 JOB_TERMINAL = frozenset(state for state, following in JOB_TRANSITIONS.items() if not following)
+# What a job does when it has too little memory, instead of failing.
+OOM_ANSWERS = ("halve_batch",)
 # Finer progress of a running job; never a status.
 JOB_PHASES = ("preparing", "loading", "training", "evaluating", "saving", "merging")
 

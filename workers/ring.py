@@ -67,7 +67,8 @@ def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
 
 def _start_job(session: Session, lease: Lease) -> bool:
     try:
-        resolved = _resolve(session, lease.subject_id)
+        job = session.get_one(Job, lease.subject_id)
+        resolved = job.resolved or _resolve(session, job)  # once: an attempt may have changed it since
     except specs.SpecError as error:  # only the number of rows, known since the check, can cause this
         jobs.start(session, lease, resolved={})
         described = {"code": error.code, "message": error.message, "param": error.param}
@@ -77,9 +78,8 @@ def _start_job(session: Session, lease: Lease) -> bool:
     return True
 
 
-def _resolve(session: Session, job_id: str) -> dict[str, Any]:
+def _resolve(session: Session, job: Job) -> dict[str, Any]:
     """The hyperparameters with every "auto" replaced."""
-    job = session.get_one(Job, job_id)
     return specs.resolve(
         specs.parse_method(job.spec["method"], None),
         n_examples=_count_examples(session, job),

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import blobs, job_files, jobs, registry
+from db import blobs, job_files, jobs, registry, retries
 from db.errors import LeaseLost
 from db.models import File, Job, Model
 from db.session import Database
@@ -31,6 +32,8 @@ _FINAL_REASONS = {
     "cpu_oom": "out_of_memory",
     "disk_full": "disk_full",
 }
+
+_NO_MEMORY = ("cuda_oom", "cpu_oom")
 
 
 def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
@@ -132,6 +135,8 @@ def finish(session: Session, lease: Lease, *, exit_: dict[str, Any] | None, drai
             session, lease.subject_id, blobs_dir=DatabaseSettings().blobs_dir, output_dir=output_dir
         )
         jobs.finish_training(session, lease, exit_=exit_ or {})
+    elif (smaller := _find_smaller_pass(session, lease, reason)) is not None:
+        jobs.go_on_smaller(session, lease, exit_=exit_, micro_batch_size=smaller)
     elif asked == "pause" and reason not in _FINAL_REASONS:
         jobs.pause(session, lease, exit_=exit_)
     elif draining:
@@ -142,6 +147,14 @@ def finish(session: Session, lease: Lease, *, exit_: dict[str, Any] | None, drai
         jobs.fail(session, lease, error={"code": code, "message": message, "param": param}, exit_=exit_)
     else:
         jobs.give_back(session, lease, exit_=exit_, charge=True, why=message)
+
+
+def _find_smaller_pass(session: Session, lease: Lease, reason: str | None) -> int | None:
+    """How many rows to try at once after an attempt that had too little memory; None if that is the end."""
+    job = session.get_one(Job, lease.subject_id)
+    if reason not in _NO_MEMORY or job.on_oom != "halve_batch":
+        return None
+    return specs.halve_micro_batch(job.method, (job.resolved or {})["micro_batch_size"])
 
 
 def run_dir_of(job_id: str, token: int) -> Path:
@@ -161,7 +174,6 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
     train = session.get_one(File, job.training_file)
     validation = session.get_one(File, job.validation_file) if job.validation_file else None
     named = _describe_judge(session, job, base=model) | _describe_adapter(session, job)
-    earlier = range(lease.token - 1, 0, -1)
     return specs.RunSpec(
         spec_version=specs.SPEC_VERSION,
         job_id=job.id,
@@ -185,8 +197,21 @@ def describe_run(session: Session, lease: Lease) -> specs.RunSpec:
         validation_sha256=validation.sha256 if validation else "",
         validation_layout=layout_of(validation) if validation else specs.Layout(),
         cache_dir=paths.cache_dir,
-        resume_roots=[run_dir_of(job.id, token) / "checkpoints" for token in earlier],
+        resume_roots=[
+            run_dir_of(job_id, token) / "checkpoints" for job_id, token in _earlier(session, lease)
+        ],
     )
+
+
+def _earlier(session: Session, lease: Lease) -> Iterator[tuple[str, int]]:
+    """(job, token) of the attempts to go on from, newest first."""
+    yield from ((lease.subject_id, token) for token in range(lease.token - 1, 0, -1))
+    job = session.get_one(Job, lease.subject_id)
+    while job.retry_of is not None:
+        job, old = session.get_one(Job, job.retry_of), job
+        if not retries.is_same_work(job, old):
+            return
+        yield from ((job.id, token) for token in retries.list_attempts(session, job.id))
 
 
 def _describe_judge(session: Session, job: Job, *, base: Model) -> dict[str, Any]:

@@ -48,6 +48,15 @@ def create(
         list[str] | None,
         typer.Option("-p", "--param", help="Any other hyperparameter.", metavar="NAME=VALUE"),
     ] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="From -10 to 10; jobs with a higher one are started first.")
+    ] = None,
+    on_oom: Annotated[
+        str | None,
+        typer.Option(
+            help="`halve_batch`: with too little memory, go on with smaller passes.", metavar="WHAT"
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it is over.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +75,8 @@ def create(
         **_read_training_files(file),
         validation_file=validation_file,
         suffix=suffix,
+        priority=priority,
+        on_oom=on_oom,
         method={"type": method, method: {"hyperparameters": hyperparameters}},
     )
     if as_json:
@@ -88,6 +99,38 @@ def _read_training_files(given: list[str]) -> dict[str, Any]:
         except ValueError:
             raise typer.BadParameter(f"{weight!r} is not a weight.") from None
     return {"training_files": parts}
+
+
+@app.command()
+def retry(
+    job_id: JobId,
+    *,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--param", help="A hyperparameter to be changed.", metavar="NAME=VALUE"),
+    ] = None,
+    as_suggested: Annotated[
+        bool, typer.Option("--as-suggested", help="With the changes that the diagnosis suggests.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try a failed or cancelled job again, as a new one; unchanged, it goes on from the last checkpoint."""
+    client = connect()
+    changes = dict(_parse_param(text) for text in param or [])
+    if as_suggested:
+        diagnosis = client.get(locate("fine_tuning", "jobs", job_id)).get("diagnosis") or {}
+        suggested = (diagnosis.get("suggestion") or {}).get("changes") or {}
+        if not suggested:
+            raise typer.BadParameter("There is no suggestion for this job.", param_hint="--as-suggested")
+        changes = {path.rpartition(".")[2]: value for path, value in suggested.items()} | changes
+    job = client.post(locate("fine_tuning", "jobs", job_id, "retry"), hyperparameters=changes or None)
+    if as_json:
+        print_json(job)
+    else:
+        out.print(job["id"])
+    if follow:
+        raise typer.Exit(follow_job(client, job["id"]))
 
 
 @app.command("list")
@@ -129,6 +172,7 @@ def show(job_id: JobId, *, as_json: AsJson = False) -> None:
             "status": job["status"],
             "phase": job.get("phase"),
             "step": _describe_step(job),
+            "tries again": job.get("retry_of"),
             "queue position": job.get("queue_position"),
             "error": error.get("message"),
             "cause": diagnosis.get("code"),

@@ -160,6 +160,28 @@ def test_pause_and_resume(peer: Peer) -> None:
     assert run("jobs", "resume", "ftjob-1").stdout == "ftjob-1  queued\n"
 
 
+RETRY = "POST /v1/fine_tuning/jobs/ftjob-1/retry"
+
+
+def test_retry(peer: Peer) -> None:
+    peer.answers(RETRY, JOB | {"id": "ftjob-2", "retry_of": "ftjob-1"})
+    assert run("jobs", "retry", "ftjob-1").stdout == "ftjob-2\n"
+    assert peer.requests[-1].json() == {}
+    assert run("jobs", "retry", "ftjob-1", "-p", "n_epochs=1").stdout == "ftjob-2\n"
+    assert peer.requests[-1].json() == {"hyperparameters": {"n_epochs": 1}}
+
+
+def test_retry_as_suggested(peer: Peer) -> None:
+    changes = {"method.supervised.hyperparameters.micro_batch_size": 2}
+    failed = JOB | {"status": "failed", "diagnosis": {"suggestion": {"text": "Smaller.", "changes": changes}}}
+    peer.answers("GET /v1/fine_tuning/jobs/ftjob-1", failed)
+    peer.answers(RETRY, JOB | {"id": "ftjob-2"})
+    assert run("jobs", "retry", "ftjob-1", "--as-suggested", "-p", "n_epochs=1").stdout == "ftjob-2\n"
+    assert peer.requests[-1].json() == {"hyperparameters": {"micro_batch_size": 2, "n_epochs": 1}}
+    peer.answers("GET /v1/fine_tuning/jobs/ftjob-1", JOB)
+    assert run("jobs", "retry", "ftjob-1", "--as-suggested").exit_code == 2
+
+
 # --- deployments and chat -----------------------------------------------------------------------------------
 
 

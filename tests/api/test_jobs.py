@@ -71,6 +71,9 @@ def test_a_new_job_has_every_key_of_the_reference(client, body):
         "resources": {"nproc_per_node": 2, "nnodes": 1},
         "queue_position": 0,
         "diagnosis": None,
+        "priority": 0,
+        "on_oom": None,
+        "retry_of": None,
     }
 
 

@@ -11,7 +11,7 @@ from db.errors import Conflict, IllegalTransition, LeaseLost, NotFound
 from db.models import File, Job, Task
 from db.states import JOB_TERMINAL
 from db.tasks import Lease
-from tests.db.world import ERROR, World, claim, race, record_check, run_against_open
+from tests.db.world import ERROR, RESOLVED, World, claim, race, record_check, run_against_open
 
 ROUNDS = 12
 
@@ -381,6 +381,6 @@ def test_a_job_that_started_already_is_not_started_again(world: World):
     with pytest.raises(IllegalTransition), tasks.fenced(world.database, lease) as session:
         jobs.start(session, lease, resolved={"n_epochs": 9})
 
-    assert world.job(lease.subject_id).resolved == {"n_epochs": 1}
+    assert world.job(lease.subject_id).resolved == RESOLVED
     with world.database.write() as session:
         assert claim(session) is None

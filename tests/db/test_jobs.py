@@ -10,7 +10,7 @@ from db import files, jobs, recovery, registry, tasks
 from db.errors import Conflict, IllegalTransition, NotFound
 from db.models import Job, Model
 from db.states import JOB_STATES, JOB_TERMINAL, JOB_TRANSITIONS
-from tests.db.world import ERROR, World, claim
+from tests.db.world import ERROR, RESOLVED, World, claim
 
 
 def test_the_whole_road(world: World):
@@ -27,7 +27,7 @@ def test_the_whole_road(world: World):
         jobs.set_progress(session, running, {"step": 1, "total_steps": 3})
     running = world.job(job.id)
     assert (running.status, running.phase) == ("running", "training")
-    assert running.resolved == {"n_epochs": 1}
+    assert running.resolved == RESOLVED
     assert running.progress is not None
     assert running.progress.pop("updated_at") >= running.created_at
     assert running.progress == {"step": 1, "total_steps": 3}

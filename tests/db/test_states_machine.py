@@ -49,6 +49,7 @@ class Life:
 
     id: str
     files: list[str]
+    priority: int = 0
     status: str = "validating_files"
     history: list[str] = field(default_factory=list)
     cancel_asked: bool = False
@@ -81,12 +82,30 @@ class JobMachine(RuleBasedStateMachine):
 
     # what users do
 
-    @rule(states=st.sampled_from(["processed", "processed", "processed", "uploaded", "processed uploaded"]))
+    @rule(
+        states=st.sampled_from(["processed", "processed", "processed", "uploaded", "processed uploaded"]),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+    )
     @precondition(lambda self: len(self.lives) < 5)
-    def create_job(self, states: str) -> None:
+    def create_job(self, states: str, priority: int) -> None:
         chosen = [self._add_file(state) for state in states.split()]
-        job = self.world.add_job(chosen[0], validation_file=chosen[1] if chosen[1:] else None)
-        life = self.lives[job.id] = Life(job.id, chosen)
+        validation_file = chosen[1] if chosen[1:] else None
+        job = self.world.add_job(chosen[0], validation_file=validation_file, priority=priority)
+        life = self.lives[job.id] = Life(job.id, chosen, priority)
+        self._files_looked_at(life)
+
+    @rule(data=st.data())
+    @precondition(lambda self: 0 < len(self.lives) < 5)
+    def retry(self, data: st.DataObject) -> None:
+        old = data.draw(st.sampled_from(list(self.lives.values())))
+        broken = any(self.file_states[file_id] == "error" for file_id in old.files)
+        if old.status not in ("failed", "cancelled") or broken:
+            with pytest.raises(Conflict):
+                self.world.retry(old.id)
+            return
+        job = self.world.retry(old.id)
+        assert job.retry_of == old.id
+        life = self.lives[job.id] = Life(job.id, old.files, old.priority)
         self._files_looked_at(life)
 
     @rule(data=st.data(), good=st.sampled_from([True, True, False]))
@@ -158,7 +177,7 @@ class JobMachine(RuleBasedStateMachine):
         if kind == "train" and held >= len(SLOTS):
             assert lease is None
             return
-        life, work = min(self._waiting(kind), key=lambda pair: pair[1].number)
+        life, work = min(self._waiting(kind), key=lambda pair: (-pair[0].priority, pair[1].number))
         assert lease is not None
         assert (lease.subject_id, lease.token) == (life.id, work.token + 1)
         assert len(lease.devices) == (1 if kind == "train" else 0)
@@ -221,6 +240,16 @@ class JobMachine(RuleBasedStateMachine):
         if how in ("silent", "known dead") and lease.devices:
             self.unproven[lease.attempt_id] = len(lease.devices)
         self._interrupt(life, lease, charge=how != "not charged")
+
+    @rule(data=st.data())
+    @precondition(lambda self: self._leased("train"))
+    def run_out_of_memory(self, data: st.DataObject) -> None:
+        life, lease = self._draw_lease(data, "train")
+        self._fenced(
+            lease, lambda session: jobs.go_on_smaller(session, lease, exit_=None, micro_batch_size=2)
+        )
+        assert (self.world.job(life.id).resolved or {})["micro_batch_size"] == 2
+        self._interrupt(life, lease, charge=False)
 
     @rule(data=st.data())
     @precondition(lambda self: self.unproven)

@@ -13,13 +13,14 @@ from typing import Any
 from sqlalchemy import Connection, select, text, update
 from sqlalchemy.orm import Session
 
-from db import claims, files, jobs, keys, tasks
+from db import claims, files, jobs, keys, retries, tasks
 from db.blobs import BlobWriter
 from db.models import Attempt, Event, File, Job, Model, Org, Task
 from db.new_jobs import NewJob
 from db.session import Database, clock
 from db.tasks import Lease, Owner
 
+RESOLVED = {"n_epochs": 1, "batch_size": 4, "micro_batch_size": 4}
 _numbers = itertools.count(1)
 ERROR = {"code": "nan_loss", "message": "The loss is not a number.", "param": None}
 
@@ -127,12 +128,18 @@ class World:
         with self.database.write() as session:
             return jobs.resume(session, job_id, org_id=self.org_id)
 
+    def retry(self, job_id: str) -> Job:
+        with self.database.write() as session:
+            old = jobs.get(session, job_id, org_id=self.org_id)
+            new = self.new_job(old.training_file, validation_file=old.validation_file, priority=old.priority)
+            return retries.retry(session, old, new)
+
     def claim(self, queue: str = "train", **changes: Any) -> Lease | None:
         """Claim as a worker does: a training job starts in the same transaction."""
         with self.database.write() as session:
             lease = claim(session, queue, **changes)
             if lease is not None and lease.kind == "train":
-                jobs.start(session, lease, resolved={"n_epochs": 1})
+                jobs.start(session, lease, resolved=RESOLVED)
             return lease
 
     def take(self, queue: str = "train", **changes: Any) -> Lease:

@@ -75,7 +75,9 @@ class RunSpec(Strict):
 
     def settings_sha256(self) -> str:
         """What must be equal for a checkpoint of one attempt to be resumed by another."""
-        settings = [self.method, self.hyperparameters, self.seed, self.model_digest]
+        # How many rows pass at once changes no sum but its order: a run may go on with fewer.
+        decisive = {name: value for name, value in self.hyperparameters.items() if name != "micro_batch_size"}
+        settings = [self.method, decisive, self.seed, self.model_digest]
         if self.reward_model_dir:
             settings += [self.reward_model_digest, self.reward_adapter_dir is not None]
         if self.init_adapter_dir:
