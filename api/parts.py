@@ -1,5 +1,6 @@
 """The processes of the service: `residency up` starts these, and docker-compose.yml has the same commands."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ def list_parts(*, home: Path, host: str, port: int, workers: int) -> list[Part]:
     options = ["--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     parts = [Part("serve", [*python, "workers.serve"], stop_within_s=30)]
     for queue, concurrency in (("cpu", _CPU_TASKS), ("train", workers)):
-        worker = [*celery, "worker", "-Q", queue, "-c", str(concurrency), "-n", f"{queue}@%h", *options]
+        name = f"{queue}@{os.uname().nodename}"
+        worker = [*celery, "worker", "-Q", queue, "-c", str(concurrency), "-n", name, *options]
         # a trainer may take two minutes to save its checkpoint
         parts.append(Part(f"worker-{queue}", worker, stop_within_s=150))
     schedule = home / "beat-schedule"
