@@ -307,6 +307,7 @@ def _queue(session: Session, job: Job) -> None:
         subject_id=job.id,
         org_id=job.org_id,
         devices_needed=int(job.resources["nproc_per_node"]),
+        nodes_needed=int(job.resources.get("nnodes", 1)),
     )
     _move(session, job, "queued", message="Files validated, moving job to queued state")
 

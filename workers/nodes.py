@@ -26,7 +26,7 @@ def describe(settings: WorkerSettings) -> Facts:
     home.mkdir(parents=True, exist_ok=True)
     return Facts(
         name=settings.node,
-        address=settings.node_address or _own_address(),
+        address=address_of(settings),
         devices=tuple(_describe_device(name) for name in names),
         slots=len(names),
         free_bytes=shutil.disk_usage(home).free,
@@ -40,7 +40,10 @@ def _describe_device(name: str) -> Device:
     return Device(name, kind="cpu" if name.startswith("slot:") else "gpu")
 
 
-def _own_address() -> str:
+def address_of(settings: WorkerSettings) -> str:
+    """Where other nodes reach this one."""
+    if settings.node_address:
+        return settings.node_address
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:  # a host without a name that anybody knows

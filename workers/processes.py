@@ -19,8 +19,8 @@ import psutil
 MARKER = "RESIDENCY_ATTEMPT"
 # What a child may inherit. Everything else, database and broker addresses above all, stays here.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME")
-# How this machine's GPUs may talk to each other is its operator's decision.
-_INHERITED_PREFIXES = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
+# How this machine's GPUs and its network may be used is its operator's decision.
+_INHERITED_PREFIXES = ("NCCL_", "GLOO_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 _POLL_S = 0.05
 
 

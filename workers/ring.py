@@ -12,7 +12,7 @@ from db.nodes import Facts
 from db.session import Database
 from db.tasks import Lease
 from trainers import specs
-from workers import datasets, dispatch, importing, leases, merge, nodes, previews, shutdown, train
+from workers import datasets, dispatch, gang, importing, leases, merge, nodes, previews, shutdown, train
 from workers.app import RING_TASK, app, database, settings
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ def answer(queue: str) -> None:
     facts = nodes.report(db, settings)
     leases.recover_node(db, settings.node)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
+    if queue == "train" and gang.take_part(db, settings):
+        dispatch.ring(queue)
+        return
     lease = _claim(db, queue, facts)
     if lease is None:
         return
@@ -58,6 +61,7 @@ def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
             devices=devices,
             shared_slot=shared_slot,
             ttl_s=settings.lease_ttl_s,
+            passing_s=settings.passing_s,
             free_bytes=facts.free_bytes,
         )
         if lease is not None and lease.kind == "train":
@@ -84,7 +88,7 @@ def _resolve(session: Session, job_id: str) -> dict[str, Any]:
         specs.parse_method(job.spec["method"], None),
         n_examples=_count_examples(session, job),
         seed=job.seed,
-        nproc_per_node=specs.Resources.model_validate(job.resources).nproc_per_node,
+        nproc_per_node=specs.Resources.model_validate(job.resources).processes,
     )
 
 
