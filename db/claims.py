@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, and_, or_, select, t
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db import disk, gangs, nodes
+from db import disk, gangs, nodes, quarantine
 from db.models import Attempt, DeviceLease, Task
 from db.session import clock
 from db.tasks import Lease, Owner
@@ -47,8 +47,10 @@ def claim(
         return None
     now = clock(session)
     seen_since = now - ttl_s
-    free = _free_devices(session, node=owner.node, devices=devices)
     waiting = select(Task).where(Task.queue == queue, Task.status == "queued", Task.not_before <= now)
+    kept_away = quarantine.reasons(session)
+    devices = [device for device in devices if (owner.node, device) not in kept_away]
+    free = _free_devices(session, node=owner.node, devices=devices)
     usable = _MOST_DEVICES if shared_slot else len(devices)
     kept = _find_kept_waiting(session, waiting, free=len(free), usable=usable, since=now - passing_s)
     if not (shared_slot and free):  # what cannot fit must not stand before what does

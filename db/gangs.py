@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
-from db import tasks
+from db import quarantine, tasks
 from db.errors import LeaseLost
 from db.models import Attempt, DeviceLease, GangMember, Node, Task
 from db.session import clock
@@ -44,6 +44,7 @@ def find_nodes(
     """
     leases = select(DeviceLease.node, DeviceLease.device).where(DeviceLease.released_at.is_(None))
     held = {(node, device) for node, device in session.execute(leases)}
+    kept_away = quarantine.reasons(session)
     alive = select(Node).where(Node.state == "active", Node.last_seen_at >= seen_since).order_by(Node.name)
     found = {}
     for node in session.scalars(alive):
@@ -51,7 +52,9 @@ def find_nodes(
         fitting = [
             each
             for each in ids
-            if each.startswith("slot:") == shared_slot and not (free and (node.name, each) in held)
+            if each.startswith("slot:") == shared_slot
+            and (node.name, each) not in kept_away
+            and not (free and (node.name, each) in held)
         ]
         if len(fitting) >= needed:
             found[node.name] = fitting[:needed]
@@ -120,11 +123,12 @@ def renew(session: Session, member: Member, *, ttl_s: float, leaving: bool) -> N
         raise LeaseLost(f"attempt {member.token} of {member.subject_id} is over")
 
 
-def leave(session: Session, member: Member, *, well: bool) -> None:
-    """A member's processes are gone: its devices are free."""
+def leave(session: Session, member: Member, *, well: bool, gone: bool = True) -> None:
+    """A member has ended; its devices are free if its processes are proven gone."""
     _change(session, member.id, {"running"}, state="done" if well else "failed")
     _change(session, member.id, {"leaving"}, state="done")
-    tasks.release_devices(session, member.attempt_id, node=member.node)
+    if gone:
+        tasks.release_devices(session, member.attempt_id, node=member.node)
 
 
 def look_after(session: Session, attempt_id: int) -> Health:

@@ -352,6 +352,20 @@ class Node(Base):
     last_seen_at: Mapped[float]
 
 
+class Quarantine(Base):
+    """A device that nobody may use: an attempt's processes did not die, or somebody else's are on it."""
+
+    __tablename__ = "quarantines"
+    __table_args__ = (_unique_where("uq_quarantines_live", "node", "device", where="released_at IS NULL"),)
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    node: Mapped[str]
+    device: Mapped[str]
+    reason: Mapped[str]
+    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id"))
+    since: Mapped[float]
+    released_at: Mapped[float | None]
+
+
 class GangMember(Base):
     """A node, besides the owner's, that takes part in an attempt; `rendezvous` is where they meet."""
 

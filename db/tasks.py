@@ -226,6 +226,16 @@ def release_devices(session: Session, attempt_id: int, *, node: str | None = Non
     )
 
 
+def keep_devices(session: Session, lease: Lease) -> None:
+    """Take back, in the transaction that ends an attempt, that its devices are free: it is not proven."""
+    session.execute(
+        update(DeviceLease)
+        .where(DeviceLease.attempt_id == lease.attempt_id, DeviceLease.device.in_(lease.devices))
+        .values(released_at=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def _changed_one(session: Session, statement: Update) -> bool:
     result = session.execute(statement.execution_options(synchronize_session=False))
     return cast(CursorResult[Any], result).rowcount == 1

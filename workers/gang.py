@@ -27,8 +27,9 @@ def take_part(database: Database, settings: WorkerSettings) -> bool:
     well = False
     with suppress(LeaseLost):
         well = _run(database, member, settings)
+    gone = not processes.carrying(leases.marker_of_member(database, member))
     with database.write() as session:
-        gangs.leave(session, member, well=well)
+        gangs.leave(session, member, well=well, gone=gone)
     return True
 
 

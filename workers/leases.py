@@ -8,11 +8,11 @@ from typing import TypeVar
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from db import gangs, nodes, recovery, tasks
+from db import gangs, nodes, quarantine, recovery, tasks
 from db.errors import LeaseLost
 from db.gangs import Member
 from db.models import Attempt, Task
-from db.session import Database
+from db.session import Database, clock
 from db.tasks import Lease, Owner
 from workers import processes, shutdown
 from workers.settings import WorkerSettings
@@ -80,8 +80,11 @@ def this_owner(settings: WorkerSettings) -> Owner:
     return Owner(node=settings.node, pid=pid, started_at=started_at)
 
 
-def recover_node(database: Database, node: str) -> None:
-    """Give back the work of this node's dead workers, and free devices whose processes are proven gone."""
+def recover_node(database: Database, node: str, *, unkillable_s: float = 60.0, sweep_s: float = 5.0) -> None:
+    """Give back the work of this node's dead workers, and free devices whose processes are proven gone.
+
+    Those of processes that are still there `unkillable_s` after their attempt's end go into quarantine.
+    """
     with database.read() as session:
         orphaned = [
             (attempt.id, _marker_of_attempt(session, database, attempt, node))
@@ -95,13 +98,24 @@ def recover_node(database: Database, node: str) -> None:
             logger.warning("attempt %s of a dead worker was given back", attempt_id)
     with database.read() as session:
         unproven = [
-            (attempt.id, _marker_of_attempt(session, database, attempt, node))
+            (attempt, _marker_of_attempt(session, database, attempt, node))
             for attempt in tasks.unproven_attempts(session, node)
         ]
-    for attempt_id, mark in unproven:
-        if processes.sweep(mark):
-            with database.write() as session:
-                tasks.release_devices(session, attempt_id, node=node)
+    for attempt, mark in unproven:
+        _prove(database, attempt, mark, node=node, unkillable_s=unkillable_s, sweep_s=sweep_s)
+
+
+def _prove(
+    database: Database, attempt: Attempt, mark: str, *, node: str, unkillable_s: float, sweep_s: float
+) -> None:
+    gone = processes.sweep(mark, wait_s=sweep_s)
+    with database.write() as session:
+        if gone:
+            tasks.release_devices(session, attempt.id, node=node)
+            quarantine.lift(session, node, attempt_id=attempt.id)
+        elif (attempt.ended_at or 0.0) + unkillable_s < clock(session):
+            for device in quarantine.put_attempt(session, attempt, node):
+                logger.error("%s is quarantined: processes of attempt %s do not die", device, attempt.id)
 
 
 def _marker_of_attempt(session: Session, database: Database, attempt: Attempt, node: str) -> str:

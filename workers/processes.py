@@ -30,6 +30,21 @@ def marker_of(database_url: str, kind: str, subject_id: str, token: int) -> str:
     return f"{installation}/{kind}/{subject_id}/{token}"
 
 
+def is_ours(database_url: str) -> Callable[[int], bool]:
+    """Tells processes that this installation started from all others."""
+    installation = hashlib.sha256(database_url.encode()).hexdigest()[:12]
+    prefix = f"{MARKER}={installation}/".encode()
+
+    def check(pid: int) -> bool:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # of another container, or gone
+            return False
+        return any(variable.startswith(prefix) for variable in variables)
+
+    return check
+
+
 def child_environment(marker: str, **extra: str) -> dict[str, str]:
     """The environment of a trainer, merge, import or engine process."""
     inherited = {
@@ -83,7 +98,7 @@ def supervise(
 ) -> None:
     """Wait for the end of `process`, calling `on_beat` every `beat_s`; True from it asks for a graceful stop.
 
-    However this returns or raises, no process that carries the marker is left.
+    However this returns or raises, no process that carries the marker is left that can be killed.
     """
     try:
         stop_deadline: float | None = None
@@ -95,8 +110,8 @@ def supervise(
             if stop_deadline is not None and _now() > stop_deadline:
                 return
     finally:
-        sweep(marker)
-        process.wait()
+        if sweep(marker):  # else its end may never come
+            process.wait()
 
 
 def sweep(marker: str, *, wait_s: float = 15.0) -> bool:

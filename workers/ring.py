@@ -31,7 +31,7 @@ def answer(queue: str) -> None:
     shutdown.listen()
     db = database()
     facts = nodes.report(db, settings)
-    leases.recover_node(db, settings.node)
+    leases.recover_node(db, settings.node, unkillable_s=settings.unkillable_s)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
     if queue == "train" and gang.take_part(db, settings):
         dispatch.ring(queue)
@@ -53,6 +53,7 @@ def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
         logger.warning("%d bytes of disk are free: too few to train", facts.free_bytes)
         return None
     devices, shared_slot = settings.devices()
+    nodes.keep_from_strangers(db, settings.node, devices)
     with db.write() as session:
         lease = claims.claim(
             session,

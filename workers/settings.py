@@ -34,6 +34,9 @@ class WorkerSettings(BaseSettings):
     lease_ttl_s: float = 60.0
     heartbeat_s: float = 5.0
     tick_s: float = 5.0
+    unkillable_s: float = Field(
+        default=60.0, ge=0, description="After so long a device whose processes do not die is quarantined."
+    )
     # A supervisor that cannot reach the database keeps training: the fence, not time, protects the data.
     database_patience_s: float = 900.0
     # After SIGTERM the trainer finishes its step and saves; then torchrun kills its ranks.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import blobs, events, gangs, job_files, jobs, registry
+from db import blobs, events, gangs, job_files, jobs, registry, tasks
 from db.errors import LeaseLost
 from db.models import File, Job, Model
 from db.session import Database
@@ -125,11 +125,14 @@ class _Attempt:
 
     def _settle(self) -> None:
         exit_ = self._exit()
+        gone = not processes.carrying(self.marker)
 
         def write(session: Session) -> None:
             while self.events.copy(session, self.lease):
                 pass
             finish(session, self.lease, exit_=exit_, draining=self._draining())
+            if not gone:
+                tasks.keep_devices(session, self.lease)
 
         self.heartbeat.settle(write)
         logger.info("job %s: attempt %s ended: %s", self.lease.subject_id, self.lease.token, exit_)

@@ -47,9 +47,33 @@ def upgrade() -> None:
         sa.UniqueConstraint("attempt_id", "rank", name=op.f("uq_gang_members_attempt_id_rank")),
     )
     op.create_index(op.f("ix_gang_members_node_state"), "gang_members", ["node", "state"])
+    op.create_table(
+        "quarantines",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("attempt_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("since", sa.Double(), nullable=False),
+        sa.Column("released_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["attempt_id"], ["attempts.id"], name=op.f("fk_quarantines_attempt_id_attempts")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_quarantines")),
+    )
+    live = sa.text("released_at IS NULL")
+    op.create_index(
+        "uq_quarantines_live",
+        "quarantines",
+        ["node", "device"],
+        unique=True,
+        sqlite_where=live,
+        postgresql_where=live,
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("quarantines")
     op.drop_table("gang_members")
     with op.batch_alter_table("tasks") as batch:
         batch.drop_column("nodes_needed")
