@@ -64,7 +64,7 @@ def describe_job(
     has_validation_file = asked.validation_file is not None
     check_split(method.hyperparameters, has_validation_file=has_validation_file, method=method.type)
     # Refused now; the worker resolves again when it knows the rows.
-    resolve(method, n_examples=1, seed=seed, nproc_per_node=resources.nproc_per_node)
+    resolve(method, n_examples=1, seed=seed, nproc_per_node=resources.processes)
     first, mixture = _read_training_files(asked)
     return NewJob(
         model=model,
@@ -125,7 +125,7 @@ def _resources_of(asked: Training, method: Method) -> Resources:
         raise SpecError(
             "the job has another nproc_per_node than its hyperparameters", param="resources.nproc_per_node"
         )
-    return Resources(nproc_per_node=inner)
+    return asked.resources or Resources(nproc_per_node=inner)
 
 
 def _with_param(error: NotFound, new: NewJob) -> Exception:

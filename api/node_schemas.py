@@ -12,7 +12,8 @@ class DeviceObject(BaseModel):
     kind: str = Field(description="The model of a GPU; `cpu` for a slot.")
     memory_bytes: int | None
     driver: str | None
-    state: Literal["free", "leased"]
+    state: Literal["free", "leased", "quarantined"]
+    reason: str | None = Field(description="Why it is quarantined.")
     held_by: str | None = Field(description="The job that holds it.")
 
 

@@ -3,17 +3,18 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from sqlalchemy.orm import Session
 
 from api.auth import AdminDep
 from api.deps import DatabaseDep
 from api.errors import ApiError
 from api.node_schemas import DeviceObject, NodeList, NodeObject
-from db import keys, nodes
+from db import keys, nodes, quarantine
 from db.keys import Caller
 from db.models import Node
 
 router = APIRouter(prefix="/nodes", tags=["Nodes"])
-Holders = dict[tuple[str, str], str]
+Devices = dict[tuple[str, str], str]
 
 
 def require_host_admin(caller: AdminDep) -> Caller:
@@ -31,8 +32,7 @@ HostAdminDep = Annotated[Caller, Depends(require_host_admin)]
 def list_nodes(_caller: HostAdminDep, database: DatabaseDep) -> NodeList:
     """Every machine that workers reported, with its devices and who holds them (admins of the host)."""
     with database.read() as session:
-        held = nodes.holders(session)
-        return NodeList(data=[_node_object(node, held) for node in nodes.list_all(session)])
+        return NodeList(data=_node_objects(session, nodes.list_all(session)))
 
 
 @router.post("/{name}/drain", summary="Drain node")
@@ -47,12 +47,25 @@ def undrain_node(name: str, _caller: HostAdminDep, database: DatabaseDep) -> Nod
     return _set_state(database, name, "active")
 
 
+@router.post("/{name}/devices/{device}/release", summary="Release device")
+def release_device(name: str, device: str, _caller: HostAdminDep, database: DatabaseDep) -> NodeObject:
+    """Vouch for a quarantined device: jobs may use it again."""
+    with database.write() as session:
+        quarantine.release(session, name, device)
+        return _node_objects(session, [session.get_one(Node, name)])[0]
+
+
 def _set_state(database: DatabaseDep, name: str, state: str) -> NodeObject:
     with database.write() as session:
-        return _node_object(nodes.set_state(session, name, state), nodes.holders(session))
+        return _node_objects(session, [nodes.set_state(session, name, state)])[0]
 
 
-def _node_object(node: Node, held: Holders) -> NodeObject:
+def _node_objects(session: Session, rows: list[Node]) -> list[NodeObject]:
+    held, kept = nodes.holders(session), quarantine.reasons(session)
+    return [_node_object(node, held, kept) for node in rows]
+
+
+def _node_object(node: Node, held: Devices, kept: Devices) -> NodeObject:
     return NodeObject.model_validate(
         {
             "name": node.name,
@@ -61,12 +74,13 @@ def _node_object(node: Node, held: Holders) -> NodeObject:
             "slots": node.slots,
             "free_bytes": node.free_bytes,
             "last_seen_at": int(node.last_seen_at),
-            "devices": [_device_object(node.name, device, held) for device in node.devices],
+            "devices": [_device_object(node.name, device, held, kept) for device in node.devices],
         }
     )
 
 
-def _device_object(node: str, device: dict[str, object], held: Holders) -> DeviceObject:
-    holder = held.get((node, str(device["id"])))
-    state = "leased" if holder else "free"
-    return DeviceObject.model_validate(device | {"state": state, "held_by": holder})
+def _device_object(node: str, device: dict[str, object], held: Devices, kept: Devices) -> DeviceObject:
+    place = (node, str(device["id"]))
+    state = "quarantined" if place in kept else "leased" if place in held else "free"
+    seen = {"state": state, "reason": kept.get(place), "held_by": held.get(place)}
+    return DeviceObject.model_validate(device | seen)

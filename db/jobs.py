@@ -330,6 +330,7 @@ def _queue(session: Session, job: Job) -> None:
         org_id=job.org_id,
         priority=job.priority,
         devices_needed=int(job.resources["nproc_per_node"]),
+        nodes_needed=int(job.resources.get("nnodes", 1)),
     )
     _move(session, job, "queued", message="Files validated, moving job to queued state")
 

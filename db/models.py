@@ -295,7 +295,8 @@ class Task(Owned, Base):
     subject_id: Mapped[str]
     status: Mapped[str]
     priority: Mapped[int]
-    devices_needed: Mapped[int]
+    devices_needed: Mapped[int]  # on each node
+    nodes_needed: Mapped[int]
     token: Mapped[int] = mapped_column(BigInteger)
     node: Mapped[str | None]
     lease_expires_at: Mapped[float | None]
@@ -354,6 +355,39 @@ class Node(Base):
     free_bytes: Mapped[int] = mapped_column(BigInteger)
     registered_at: Mapped[float]
     last_seen_at: Mapped[float]
+
+
+class Quarantine(Base):
+    """A device that nobody may use: an attempt's processes did not die, or somebody else's are on it."""
+
+    __tablename__ = "quarantines"
+    __table_args__ = (_unique_where("uq_quarantines_live", "node", "device", where="released_at IS NULL"),)
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    node: Mapped[str]
+    device: Mapped[str]
+    reason: Mapped[str]
+    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id"))
+    since: Mapped[float]
+    released_at: Mapped[float | None]
+
+
+class GangMember(Base):
+    """A node, besides the owner's, that takes part in an attempt; `rendezvous` is where they meet."""
+
+    __tablename__ = "gang_members"
+    __table_args__ = (
+        _one_of("state", states.MEMBER_STATES),
+        UniqueConstraint("attempt_id", "node"),
+        UniqueConstraint("attempt_id", "rank"),
+        Index(None, "node", "state"),
+    )
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id"))
+    node: Mapped[str]
+    rank: Mapped[int]
+    state: Mapped[str]
+    rendezvous: Mapped[str | None]
+    expires_at: Mapped[float]
 
 
 class Event(Owned, Base):

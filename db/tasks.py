@@ -38,7 +38,8 @@ class Lease:
     subject_id: str
     org_id: str
     token: int
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # of the owner's node
+    nodes: int = 1
 
 
 def enqueue(
@@ -50,6 +51,7 @@ def enqueue(
     max_attempts: int = 3,
     priority: int = 0,
     devices_needed: int = 0,
+    nodes_needed: int = 1,
 ) -> Task:
     """Add a task for `subject_id`; at most one of a kind may exist for a subject."""
     now = clock(session)
@@ -61,6 +63,7 @@ def enqueue(
         status="queued",
         priority=priority,
         devices_needed=devices_needed,
+        nodes_needed=nodes_needed,
         token=0,
         charged=0,
         max_attempts=max_attempts,
@@ -202,19 +205,33 @@ def take_away(session: Session, lease: Lease, *, only_expired: bool = False) -> 
 
 
 def unproven_attempts(session: Session, node: str) -> list[Attempt]:
-    """Ended attempts of `node` that still hold devices: sweep their processes, then `release_devices`."""
-    holds = exists().where(DeviceLease.attempt_id == Attempt.id, DeviceLease.released_at.is_(None))
-    return list(
-        session.scalars(select(Attempt).where(Attempt.node == node, Attempt.ended_at.is_not(None), holds))
+    """Ended attempts that still hold devices of `node`: sweep their processes, then `release_devices`."""
+    held = (DeviceLease.node == node, DeviceLease.released_at.is_(None))
+    holds = exists().where(DeviceLease.attempt_id == Attempt.id, *held)
+    return list(session.scalars(select(Attempt).where(Attempt.ended_at.is_not(None), holds)))
+
+
+def release_devices(session: Session, attempt_id: int, *, node: str | None = None) -> None:
+    """Mark the devices of an attempt on a node, by default its owner's, as proven free."""
+    owners = select(Attempt.node).where(Attempt.id == attempt_id).scalar_subquery()
+    session.execute(
+        update(DeviceLease)
+        .where(
+            DeviceLease.attempt_id == attempt_id,
+            DeviceLease.node == (node or owners),
+            DeviceLease.released_at.is_(None),
+        )
+        .values(released_at=clock(session))
+        .execution_options(synchronize_session=False)
     )
 
 
-def release_devices(session: Session, attempt_id: int) -> None:
-    """Mark the devices of an attempt as proven free."""
+def keep_devices(session: Session, lease: Lease) -> None:
+    """Take back, in the transaction that ends an attempt, that its devices are free: it is not proven."""
     session.execute(
         update(DeviceLease)
-        .where(DeviceLease.attempt_id == attempt_id, DeviceLease.released_at.is_(None))
-        .values(released_at=clock(session))
+        .where(DeviceLease.attempt_id == lease.attempt_id, DeviceLease.device.in_(lease.devices))
+        .values(released_at=None)
         .execution_options(synchronize_session=False)
     )
 

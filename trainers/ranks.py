@@ -47,6 +47,12 @@ def _is_launcher(pid: int) -> bool:
     return b"torchrun" in command or b"torch.distributed" in command
 
 
+def _kernel() -> str:
+    """What tells apart two processes of the same pid: the boot of their machine and their pid namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+
+
 class StopRequest:
     """Becomes true when this process is asked to stop; the training loop looks at it once a step."""
 
@@ -149,9 +155,11 @@ class Peers:
         if world_size() > 1:
             from torch import distributed
 
-            pids: list[int] = [0] * world_size()
-            distributed.all_gather_object(pids, os.getpid())
-            self._fds = [os.pidfd_open(pid) for pid in pids if pid != os.getpid()]
+            places: list[tuple[str, int]] = [("", 0)] * world_size()
+            mine = (_kernel(), os.getpid())
+            distributed.all_gather_object(places, mine)
+            # Of those on other hosts the broken connection tells, and the supervisor of the gang.
+            self._fds = [os.pidfd_open(pid) for host, pid in places if host == mine[0] and pid != mine[1]]
             threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def lost(self, *, within_s: float = 1.0) -> bool:

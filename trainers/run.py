@@ -85,9 +85,9 @@ def run(run_dir: Path, *, stop: StopRequest, alone: bool = False) -> int:
 
 def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outcome, alone: bool) -> None:
     spec = load_run_spec(run_dir)
-    if world_size() != spec.resources.nproc_per_node:
+    if world_size() != spec.resources.processes:
         raise SpecError(
-            f"started with {world_size()} processes, but the spec asks for {spec.resources.nproc_per_node}"
+            f"started with {world_size()} processes, but the spec asks for {spec.resources.processes}"
         )
     prepared = _obtain_prepared(run_dir, stop=stop, events=events)
     resume = _agree_on_checkpoint(run_dir, spec=spec, prepared=prepared, events=events)

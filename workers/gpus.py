@@ -1,10 +1,13 @@
 """The GPUs of this machine as the driver knows them. NVML touches no device and loads no torch."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 import pynvml
+
+_MOST_UNKNOWN_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,31 @@ def list_gpus() -> tuple[Gpu, ...]:
         return ()
     driver = pynvml.nvmlSystemGetDriverVersion()
     return tuple(_describe(index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
+
+
+def find_strangers(is_ours: Callable[[int], bool]) -> dict[str, str]:
+    """GPUs that somebody else uses, and how it shows: a process, or memory that no process of ours holds."""
+    found = {}
+    for gpu in list_gpus():
+        try:
+            reason = _look_for_strangers(gpu.index, is_ours)
+        except pynvml.NVMLError as error:
+            reason = f"the driver says: {error}"
+        if reason:
+            found[gpu.id] = reason
+    return found
+
+
+def _look_for_strangers(index: int, is_ours: Callable[[int], bool]) -> str | None:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    foreign = [process.pid for process in running if not is_ours(process.pid)]
+    if foreign:
+        return f"process {foreign[0]} computes on it"
+    # Version 2 leaves out what the driver keeps for itself.
+    used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
+    used_bytes -= sum(process.usedGpuMemory or 0 for process in running)
+    return f"{used_bytes} bytes of its memory are in use" if used_bytes > _MOST_UNKNOWN_BYTES else None
 
 
 @lru_cache

@@ -8,10 +8,11 @@ from typing import TypeVar
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from db import nodes, recovery, tasks
+from db import gangs, nodes, quarantine, recovery, tasks
 from db.errors import LeaseLost
-from db.models import Task
-from db.session import Database
+from db.gangs import Member
+from db.models import Attempt, Task
+from db.session import Database, clock
 from db.tasks import Lease, Owner
 from workers import processes, shutdown
 from workers.settings import WorkerSettings
@@ -23,8 +24,12 @@ T = TypeVar("T")
 class Heartbeat:
     """Renews one lease, with some of the caller's writes in the same transaction."""
 
-    def __init__(self, database: Database, lease: Lease, settings: WorkerSettings) -> None:
-        self._database, self._lease, self._settings = database, lease, settings
+    def __init__(
+        self, database: Database, lease: Lease | Callable[[Session], None], settings: WorkerSettings
+    ) -> None:
+        """In place of a lease, what renews the right to go on, or raises `LeaseLost`."""
+        self._database, self._settings = database, settings
+        self._renew = self._renewal_of(lease) if isinstance(lease, Lease) else lease
         self._answered_at = time.monotonic()
         # Cancels must be seen within 5 s, whatever the heartbeat is set to.
         self.interval_s = min(settings.heartbeat_s, 2.0)
@@ -36,7 +41,7 @@ class Heartbeat:
         """
         try:
             with self._database.write() as session:
-                tasks.check(session, self._lease, ttl_s=self._settings.lease_ttl_s)
+                self._renew(session)
                 node, every_s = self._settings.node, self._settings.heartbeat_s
                 if nodes.touch(session, node, every_s=every_s):
                     shutdown.request()
@@ -50,6 +55,9 @@ class Heartbeat:
         self._answered_at = time.monotonic()
         return result
 
+    def _renewal_of(self, lease: Lease) -> Callable[[Session], None]:
+        return lambda session: tasks.check(session, lease, ttl_s=self._settings.lease_ttl_s)
+
     def settle(self, write: Callable[[Session], None]) -> None:
         """Run the finishing transaction, waiting for the database as long as patience lasts."""
         while self.beat(lambda session: (write(session), True)[1]) is None:
@@ -61,17 +69,25 @@ def marker(database: Database, lease: Lease) -> str:
     return processes.marker_of(database.url, lease.kind, lease.subject_id, lease.token)
 
 
+def marker_of_member(database: Database, member: Member) -> str:
+    """The marker of a gang's processes on one node: two nodes may be one machine."""
+    return _of_rank(processes.marker_of(database.url, "train", member.subject_id, member.token), member.rank)
+
+
 def this_owner(settings: WorkerSettings) -> Owner:
     """The identity under which this process claims."""
     pid, started_at = processes.identity()
     return Owner(node=settings.node, pid=pid, started_at=started_at)
 
 
-def recover_node(database: Database, node: str) -> None:
-    """Give back the work of this node's dead workers, and free devices whose processes are proven gone."""
+def recover_node(database: Database, node: str, *, unkillable_s: float = 60.0, sweep_s: float = 5.0) -> None:
+    """Give back the work of this node's dead workers, and free devices whose processes are proven gone.
+
+    Those of processes that are still there `unkillable_s` after their attempt's end go into quarantine.
+    """
     with database.read() as session:
         orphaned = [
-            (attempt.id, _marker_of_attempt(session, database, attempt.task_id, attempt.token))
+            (attempt.id, _marker_of_attempt(session, database, attempt, node))
             for attempt in tasks.live_attempts(session, node)
             if not processes.is_alive(attempt.owner_pid, started_at=attempt.owner_started_at)
         ]
@@ -82,15 +98,31 @@ def recover_node(database: Database, node: str) -> None:
             logger.warning("attempt %s of a dead worker was given back", attempt_id)
     with database.read() as session:
         unproven = [
-            (attempt.id, _marker_of_attempt(session, database, attempt.task_id, attempt.token))
+            (attempt, _marker_of_attempt(session, database, attempt, node))
             for attempt in tasks.unproven_attempts(session, node)
         ]
-    for attempt_id, mark in unproven:
-        if processes.sweep(mark):
-            with database.write() as session:
-                tasks.release_devices(session, attempt_id)
+    for attempt, mark in unproven:
+        _prove(database, attempt, mark, node=node, unkillable_s=unkillable_s, sweep_s=sweep_s)
 
 
-def _marker_of_attempt(session: Session, database: Database, task_id: int, token: int) -> str:
-    task = session.get_one(Task, task_id)
-    return processes.marker_of(database.url, task.kind, task.subject_id, token)
+def _prove(
+    database: Database, attempt: Attempt, mark: str, *, node: str, unkillable_s: float, sweep_s: float
+) -> None:
+    gone = processes.sweep(mark, wait_s=sweep_s)
+    with database.write() as session:
+        if gone:
+            tasks.release_devices(session, attempt.id, node=node)
+            quarantine.lift(session, node, attempt_id=attempt.id)
+        elif (attempt.ended_at or 0.0) + unkillable_s < clock(session):
+            for device in quarantine.put_attempt(session, attempt, node):
+                logger.error("%s is quarantined: processes of attempt %s do not die", device, attempt.id)
+
+
+def _marker_of_attempt(session: Session, database: Database, attempt: Attempt, node: str) -> str:
+    task = session.get_one(Task, attempt.task_id)
+    marker = processes.marker_of(database.url, task.kind, task.subject_id, attempt.token)
+    return _of_rank(marker, gangs.rank_of(session, attempt.id, node))
+
+
+def _of_rank(marker: str, rank: int) -> str:
+    return f"{marker}/{rank}" if rank else marker

@@ -1,14 +1,17 @@
 """What this machine reports of itself."""
 
+import logging
 import shutil
 import socket
 
-from db import nodes
+from db import nodes, quarantine
 from db.nodes import Device, Facts
 from db.session import Database
 from db.settings import DatabaseSettings
-from workers import gpus
+from workers import gpus, processes
 from workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
 
 
 def report(database: Database, settings: WorkerSettings) -> Facts:
@@ -26,11 +29,24 @@ def describe(settings: WorkerSettings) -> Facts:
     home.mkdir(parents=True, exist_ok=True)
     return Facts(
         name=settings.node,
-        address=settings.node_address or _own_address(),
+        address=address_of(settings),
         devices=tuple(_describe_device(name) for name in names),
         slots=len(names),
         free_bytes=shutil.disk_usage(home).free,
     )
+
+
+def keep_from_strangers(database: Database, node: str, devices: list[str]) -> None:
+    """Quarantine the GPUs that processes of somebody else use, and lift it once they are gone."""
+    if not gpus.list_gpus():
+        return
+    strangers = gpus.find_strangers(processes.is_ours(database.url))
+    with database.write() as session:
+        for device in quarantine.busy_by_others(session, node) - strangers.keys():
+            quarantine.lift(session, node, device=device)
+        for device in strangers.keys() & set(devices):
+            if quarantine.put(session, node, device, reason=strangers[device]):
+                logger.error("%s is quarantined: %s", device, strangers[device])
 
 
 def _describe_device(name: str) -> Device:
@@ -40,7 +56,10 @@ def _describe_device(name: str) -> Device:
     return Device(name, kind="cpu" if name.startswith("slot:") else "gpu")
 
 
-def _own_address() -> str:
+def address_of(settings: WorkerSettings) -> str:
+    """Where other nodes reach this one."""
+    if settings.node_address:
+        return settings.node_address
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:  # a host without a name that anybody knows

@@ -23,8 +23,8 @@ from workers import confine
 MARKER = "RESIDENCY_ATTEMPT"
 # What a child may inherit. Everything else, database and broker addresses above all, stays here.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME")
-# How this machine's GPUs may talk to each other is its operator's decision.
-_INHERITED_PREFIXES = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
+# How this machine's GPUs and its network may be used is its operator's decision.
+_INHERITED_PREFIXES = ("NCCL_", "GLOO_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 _POLL_S = 0.05
 
 
@@ -32,6 +32,21 @@ def marker_of(database_url: str, kind: str, subject_id: str, token: int) -> str:
     """Text that names one attempt among all installations of this machine."""
     installation = hashlib.sha256(database_url.encode()).hexdigest()[:12]
     return f"{installation}/{kind}/{subject_id}/{token}"
+
+
+def is_ours(database_url: str) -> Callable[[int], bool]:
+    """Tells processes that this installation started from all others."""
+    installation = hashlib.sha256(database_url.encode()).hexdigest()[:12]
+    prefix = f"{MARKER}={installation}/".encode()
+
+    def check(pid: int) -> bool:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # of another container, or gone
+            return False
+        return any(variable.startswith(prefix) for variable in variables)
+
+    return check
 
 
 def child_environment(marker: str, **extra: str) -> dict[str, str]:
@@ -94,7 +109,7 @@ def supervise(
 ) -> None:
     """Wait for the end of `process`, calling `on_beat` every `beat_s`; True from it asks for a graceful stop.
 
-    However this returns or raises, no process that carries the marker is left.
+    However this returns or raises, no process that carries the marker is left that can be killed.
     """
     try:
         stop_deadline: float | None = None
@@ -106,8 +121,8 @@ def supervise(
             if stop_deadline is not None and _now() > stop_deadline:
                 return
     finally:
-        sweep(marker)
-        process.wait()
+        if sweep(marker):  # else its end may never come
+            process.wait()
 
 
 def sweep(marker: str, *, wait_s: float = 15.0) -> bool:

@@ -12,7 +12,7 @@ from db.nodes import Facts
 from db.session import Database
 from db.tasks import Lease
 from trainers import specs
-from workers import datasets, dispatch, importing, leases, merge, nodes, previews, shutdown, train
+from workers import datasets, dispatch, gang, importing, leases, merge, nodes, previews, shutdown, train
 from workers.app import RING_TASK, app, database, settings
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,11 @@ def answer(queue: str) -> None:
     shutdown.listen()
     db = database()
     facts = nodes.report(db, settings)
-    leases.recover_node(db, settings.node)
+    leases.recover_node(db, settings.node, unkillable_s=settings.unkillable_s)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
+    if queue == "train" and gang.take_part(db, settings):
+        dispatch.ring(queue)
+        return
     lease = _claim(db, queue, facts)
     if lease is None:
         return
@@ -50,6 +53,7 @@ def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
         logger.warning("%d bytes of disk are free: too few to train", facts.free_bytes)
         return None
     devices, shared_slot = settings.devices()
+    nodes.keep_from_strangers(db, settings.node, devices)
     with db.write() as session:
         lease = claims.claim(
             session,
@@ -58,6 +62,7 @@ def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
             devices=devices,
             shared_slot=shared_slot,
             ttl_s=settings.lease_ttl_s,
+            passing_s=settings.passing_s,
             free_bytes=facts.free_bytes,
         )
         if lease is not None and lease.kind == "train":
@@ -84,7 +89,7 @@ def _resolve(session: Session, job: Job) -> dict[str, Any]:
         specs.parse_method(job.spec["method"], None),
         n_examples=_count_examples(session, job),
         seed=job.seed,
-        nproc_per_node=specs.Resources.model_validate(job.resources).nproc_per_node,
+        nproc_per_node=specs.Resources.model_validate(job.resources).processes,
     )
 
 

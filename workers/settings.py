@@ -27,9 +27,16 @@ class WorkerSettings(BaseSettings):
         default=1 << 30, ge=0, description="A node whose home has less free disk takes no training."
     )
 
+    passing_s: float = Field(
+        default=60.0, ge=0, description="How long jobs that fit may pass one that waits for more devices."
+    )
+
     lease_ttl_s: float = 60.0
     heartbeat_s: float = 5.0
     tick_s: float = 5.0
+    unkillable_s: float = Field(
+        default=60.0, ge=0, description="After so long a device whose processes do not die is quarantined."
+    )
     # A supervisor that cannot reach the database keeps training: the fence, not time, protects the data.
     database_patience_s: float = 900.0
     # After SIGTERM the trainer finishes its step and saves; then torchrun kills its ranks.

@@ -2,24 +2,23 @@
 
 import contextlib
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import blobs, job_files, jobs, registry, retries
+from db import blobs, events, gangs, job_files, jobs, registry, retries, tasks
 from db.errors import LeaseLost
 from db.models import File, Job, Model
 from db.session import Database
 from db.settings import DatabaseSettings
 from db.tasks import Lease
 from trainers import specs
-from workers import leases, processes, results, shutdown
+from workers import dispatch, launch, leases, processes, results, shutdown
 from workers.last_words import read_exit
 from workers.layouts import layout_of
+from workers.nodes import address_of
 from workers.progress import EventCopier
 from workers.settings import WorkerSettings
 
@@ -34,6 +33,10 @@ _FINAL_REASONS = {
 }
 
 _NO_MEMORY = ("cuda_oom", "cpu_oom")
+
+
+class GangBroken(Exception):
+    """A node of the gang is gone."""
 
 
 def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
@@ -56,7 +59,9 @@ class _Attempt:
         self.nproc = self._write_spec()
         self.events = EventCopier(self.run_dir)
         self.stop_asked = False
-        self._run_child(self._torchrun())
+        self.gang: gangs.Health = "whole"
+        with contextlib.suppress(GangBroken):
+            self._run_child(self._torchrun())
         self._settle()
 
     def _write_spec(self) -> int:
@@ -66,30 +71,25 @@ class _Attempt:
         return spec.resources.nproc_per_node
 
     def _torchrun(self) -> list[str]:
-        return processes.module_command(
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={self.nproc}",
-            "--max_restarts=0",
-            "-m",
-            "trainers.run",
-            str(self.run_dir),
+        if self.lease.nodes == 1:
+            return launch.torchrun_alone(self.run_dir, nproc=self.nproc)
+        address = address_of(self.settings)
+        rendezvous = f"{address}:{launch.find_port(address)}"
+        self.heartbeat.settle(
+            lambda session: gangs.open_rendezvous(session, self.lease.attempt_id, rendezvous)
+        )
+        return launch.torchrun_in_gang(
+            self.run_dir,
+            nproc=self.nproc,
+            nodes=self.lease.nodes,
+            rank=0,
+            rendezvous=rendezvous,
+            address=address,
         )
 
     def _run_child(self, argv: list[str]) -> None:
-        gpus = [device.removeprefix("cuda:") for device in self.lease.devices if device.startswith("cuda:")]
-        threads = max(1, (os.cpu_count() or 1) // self.nproc)
-        env = processes.child_environment(
-            self.marker,
-            CUDA_DEVICE_ORDER="PCI_BUS_ID",  # as NVML counts
-            CUDA_VISIBLE_DEVICES=",".join(gpus),
-            OMP_NUM_THREADS=str(threads),
-            TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(self.settings.stop_grace_s)),
-        )
-        cache_dir = DatabaseSettings().cache_dir
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        log_path = self.run_dir / "log.txt"
-        child = processes.spawn(argv, env=env, cwd=self.run_dir, log_path=log_path, writable=[cache_dir])
+        env = launch.environment(self.marker, self.lease.devices, nproc=self.nproc, settings=self.settings)
+        child = launch.spawn(argv, env=env, run_dir=self.run_dir, log_path=self.run_dir / "log.txt")
         processes.supervise(
             child,
             marker=self.marker,
@@ -103,20 +103,35 @@ class _Attempt:
         def write(session: Session) -> None:
             self.events.copy(session, self.lease)
             self.stop_asked = jobs.stop_asked(session, self.lease.subject_id) is not None
+            if self.lease.nodes > 1:
+                self._look_after_gang(session)
 
         self.heartbeat.beat(write)
-        return self._wants_stop()
+        if self.gang == "gathering":
+            dispatch.ring("train")  # for the nodes that were called
+        if self.gang == "broken":
+            raise GangBroken
+        return self.stop_asked or self._draining()
 
-    def _wants_stop(self) -> bool:
-        return self.stop_asked or shutdown.requested()
+    def _look_after_gang(self, session: Session) -> None:
+        self.gang = gangs.look_after(session, self.lease.attempt_id)
+        if self.gang == "broken":
+            job = session.get_one(Job, self.lease.subject_id)
+            events.add(session, job, "A node of the gang was lost; all its nodes stop", level="warn")
+
+    def _draining(self) -> bool:
+        return shutdown.requested() or self.gang == "leaving"
 
     def _settle(self) -> None:
         exit_ = read_exit(self.run_dir)
+        gone = not processes.carrying(self.marker)
 
         def write(session: Session) -> None:
             while self.events.copy(session, self.lease):
                 pass
-            finish(session, self.lease, exit_=exit_, draining=shutdown.requested())
+            finish(session, self.lease, exit_=exit_, draining=self._draining())
+            if not gone:
+                tasks.keep_devices(session, self.lease)
 
         self.heartbeat.settle(write)
         logger.info("job %s: attempt %s ended: %s", self.lease.subject_id, self.lease.token, exit_)
@@ -160,6 +175,11 @@ def _find_smaller_pass(session: Session, lease: Lease, reason: str | None) -> in
 def run_dir_of(job_id: str, token: int) -> Path:
     """The folder of one attempt; no other attempt writes there."""
     return DatabaseSettings().runs_dir / job_id / str(token)
+
+
+def read_nproc(run_dir: Path) -> int:
+    """How many processes an attempt has on each node."""
+    return int(json.loads((run_dir / "spec.json").read_text())["resources"]["nproc_per_node"])
 
 
 def describe_run(session: Session, lease: Lease) -> specs.RunSpec:

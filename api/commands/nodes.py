@@ -39,6 +39,13 @@ def undrain(name: Name) -> None:
     _change(name, "undrain")
 
 
+@app.command()
+def release(name: Name, device: Annotated[str, typer.Argument(metavar="DEVICE")]) -> None:
+    """Vouch for a quarantined device, such as cuda:0: jobs may use it again."""
+    connect().post(f"{locate('nodes', name, 'devices', device)}/release")
+    out.print(f"{name}  {device}  released")
+
+
 def _change(name: str, verb: str) -> None:
     node = connect().post(f"{locate('nodes', name)}/{verb}")
     out.print(f"{node['name']}  {node['state']}")

@@ -23,6 +23,7 @@ NODE: dict[str, Any] = {
             "memory_bytes": 80_000_000_000,
             "driver": "580.1",
             "state": "leased",
+            "reason": None,
             "held_by": "ftjob-1",
         }
     ],
@@ -43,6 +44,11 @@ def test_nodes_lists_a_row_a_device(peer: Peer) -> None:
     for word in ("host-1", "active", "5.0 GB", "cuda:0", "NVIDIA H100", "80.0 GB", "leased", "ftjob-1"):
         assert word in row
     assert json.loads(run("nodes", "--json").stdout) == [NODE]
+
+
+def test_release_names_the_device(peer: Peer) -> None:
+    peer.answers("POST /v1/nodes/host-1/devices/cuda%3A0/release", NODE)
+    assert run("nodes", "release", "host-1", "cuda:0").stdout == "host-1  cuda:0  released\n"
 
 
 def test_drain_and_undrain_name_the_node(peer: Peer) -> None:

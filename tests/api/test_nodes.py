@@ -2,7 +2,7 @@
 
 import pytest
 
-from db import nodes
+from db import nodes, quarantine
 from db.nodes import Device, Facts
 
 
@@ -20,7 +20,14 @@ def test_admins_see_the_nodes_and_who_holds_their_devices(client, node, as_admin
     assert answer.status_code == 200, answer.text
     (seen,) = answer.json()["data"]
     assert seen.pop("last_seen_at") > 1_700_000_000
-    device = {"kind": "cpu", "memory_bytes": None, "driver": None, "state": "free", "held_by": None}
+    device = {
+        "kind": "cpu",
+        "memory_bytes": None,
+        "driver": None,
+        "state": "free",
+        "reason": None,
+        "held_by": None,
+    }
     assert seen == {
         "object": "node",
         "name": node,
@@ -42,6 +49,22 @@ def test_admins_drain_and_undrain(client, node, as_admin):
         assert state() == expected
     unknown = client.post("/v1/nodes/nobody/drain", headers=as_admin)
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_an_admin_vouches_for_a_quarantined_device(client, world, node, as_admin):
+    with world.database.write() as session:
+        quarantine.put(session, node, "slot:1", reason="process 7 computes on it")
+
+    def devices():
+        seen = client.get("/v1/nodes", headers=as_admin).json()["data"][0]["devices"]
+        return [(device["state"], device["reason"]) for device in seen]
+
+    assert devices() == [("free", None), ("quarantined", "process 7 computes on it")]
+    path = f"/v1/nodes/{node}/devices/slot:1/release"
+    assert client.post(path).status_code == 403
+    assert client.post(path, headers=as_admin).status_code == 200
+    assert devices() == [("free", None), ("free", None)]
+    assert client.post(path, headers=as_admin).status_code == 404
 
 
 def test_users_and_other_organisations_do_not(client, node, as_stranger):

@@ -35,7 +35,12 @@ class Resources(Strict):
     """Processes that train side by side."""
 
     nproc_per_node: int = Field(default=1, ge=1, le=64)
-    nnodes: Literal[1] = 1
+    nnodes: int = Field(default=1, ge=1, le=16)
+
+    @property
+    def processes(self) -> int:
+        """All of them, on all nodes."""
+        return self.nproc_per_node * self.nnodes
 
 
 def _refuse_bool(value: Any) -> Any:

@@ -68,7 +68,7 @@ class RunSpec(Strict):
         check_batch(
             resolved.batch_size,
             micro=resolved.micro_batch_size,
-            nproc_per_node=self.resources.nproc_per_node,
+            nproc_per_node=self.resources.processes,
             method=self.method,
         )
         return resolved
