@@ -295,6 +295,16 @@ class JobObject(BaseModel):
     queue_position: int | None = Field(
         default=None, description="Jobs that will be started earlier. Only on single jobs that wait."
     )
+    blocked_by: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Why it has not started, each with its `reason`: `stage`, `file`, `earlier_jobs`, "
+        "`devices`, `pause_after_failure`, `paused`, `worker`. Only on single jobs that wait.",
+    )
+    expected_start_at: int | None = Field(
+        default=None,
+        description="When devices enough will be free for it and the jobs before it, as far as those that "
+        "run tell. Only on single jobs that wait; null where nobody can know.",
+    )
     diagnosis: Diagnosis | None = Field(
         default=None, description="Why it failed, and what could be done. Only on single jobs that failed."
     )

@@ -1,9 +1,9 @@
-"""Jobs as lists and queues show them; nothing here changes one."""
+"""Jobs as lists show them; nothing here changes one."""
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func
 from sqlalchemy.orm import Session
 
-from db.models import Job, Task
+from db.models import Job
 from db.pages import Page, paginate
 from db.scope import scoped
 
@@ -36,23 +36,6 @@ def list_page(
         limit=limit,
         only=and_(*wanted) if wanted else None,
     )
-
-
-def queue_position(session: Session, job_id: str) -> int | None:
-    """How many waiting jobs, of all tenants, come before this one; None unless it waits for a device."""
-    own = session.scalar(
-        select(Task).where(Task.kind == "train", Task.subject_id == job_id, Task.status == "queued")
-    )
-    if own is None:
-        return None
-    same = Task.priority == own.priority
-    earlier = or_(
-        Task.priority > own.priority,
-        and_(same, Task.created_at < own.created_at),
-        and_(same, Task.created_at == own.created_at, Task.id < own.id),
-    )
-    waiting = select(func.count()).where(Task.queue == own.queue, Task.status == "queued", earlier)
-    return session.scalar(waiting)
 
 
 def _has_pair(session: Session, key: str, value: str) -> ColumnElement[bool]:

@@ -174,6 +174,7 @@ def show(job_id: JobId, *, as_json: AsJson = False) -> None:
             "step": _describe_step(job),
             "tries again": job.get("retry_of"),
             "queue position": job.get("queue_position"),
+            "waits for": _describe_wait(job),
             "error": error.get("message"),
             "cause": diagnosis.get("code"),
             "advice": (diagnosis.get("suggestion") or {}).get("text"),
@@ -242,6 +243,19 @@ def _parse_param(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def _describe_wait(job: dict[str, Any]) -> str | None:
+    """Why a job has not started, in one line."""
+    named = [
+        " ".join(
+            [reason["reason"], *(f"{name}={value}" for name, value in reason.items() if name != "reason")]
+        )
+        for reason in job.get("blocked_by") or []
+    ]
+    if job.get("expected_start_at") is not None:
+        named.append(f"expected to start {format_time(job['expected_start_at'])}")
+    return ", ".join(named) or None
 
 
 def _describe_step(job: dict[str, Any]) -> str | None:

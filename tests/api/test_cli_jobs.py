@@ -151,6 +151,14 @@ def test_show_and_cancel(peer: Peer) -> None:
     assert run("jobs", "cancel", "ftjob-1").stdout.startswith("ftjob-1  running")
 
 
+def test_show_tells_what_a_job_waits_for(peer: Peer) -> None:
+    blocked_by = [{"reason": "earlier_jobs", "count": 2}, {"reason": "devices", "needed": 1, "held": 2}]
+    waiting = JOB | {"status": "queued", "blocked_by": blocked_by, "expected_start_at": 1700000000}
+    peer.answers("GET /v1/fine_tuning/jobs/ftjob-1", waiting)
+    shown = run("jobs", "show", "ftjob-1").stdout
+    assert "earlier_jobs count=2, devices needed=1 held=2, expected to start " in " ".join(shown.split())
+
+
 def test_pause_and_resume(peer: Peer) -> None:
     peer.answers("POST /v1/fine_tuning/jobs/ftjob-1/pause", JOB)
     assert run("jobs", "pause", "ftjob-1").stdout.startswith("ftjob-1  running (it pauses as soon as")

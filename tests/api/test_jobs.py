@@ -70,6 +70,8 @@ def test_a_new_job_has_every_key_of_the_reference(client, body):
         "progress": None,
         "resources": {"nproc_per_node": 2, "nnodes": 1},
         "queue_position": 0,
+        "blocked_by": [{"reason": "worker"}],
+        "expected_start_at": None,
         "diagnosis": None,
         "priority": 0,
         "on_oom": None,
