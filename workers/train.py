@@ -1,9 +1,12 @@
 """One attempt of a training job: torchrun, events, finish."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ _FINAL_REASONS = {
     "cuda_oom": "cuda_out_of_memory",
     "disk_full": "disk_full",
 }
+_NO_ROOM_BYTES = 1 << 20  # with less, a trainer may have been unable to say so in exit.json
 
 
 def run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
@@ -48,11 +52,12 @@ class _Attempt:
         self.heartbeat = leases.Heartbeat(self.database, self.lease, self.settings)
         self.marker = leases.marker(self.database, self.lease)
         self.run_dir = run_dir_of(self.lease.subject_id, self.lease.token)
-        self.run_dir.mkdir(parents=True)
-        self.nproc = self._write_spec()
         self.events = EventCopier(self.run_dir)
         self.stop_asked = False
-        self._run_child(self._torchrun())
+        with _no_room_is_an_end():
+            self.run_dir.mkdir(parents=True)
+            self.nproc = self._write_spec()
+            self._run_child(self._torchrun())
         self._settle()
 
     def _write_spec(self) -> int:
@@ -104,7 +109,11 @@ class _Attempt:
 
     def _exit(self) -> dict[str, Any] | None:
         path = self.run_dir / "exit.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if path.is_file():
+            return json.loads(path.read_text())
+        if shutil.disk_usage(DatabaseSettings().runs_dir).free < _NO_ROOM_BYTES:
+            return {"reason": "disk_full", "message": "no space left on the disk of the runs"}
+        return None
 
     def _settle(self) -> None:
         exit_ = self._exit()
@@ -116,6 +125,17 @@ class _Attempt:
 
         self.heartbeat.settle(write)
         logger.info("job %s: attempt %s ended: %s", self.lease.subject_id, self.lease.token, exit_)
+
+
+@contextlib.contextmanager
+def _no_room_is_an_end() -> Iterator[None]:
+    """A disk so full that the attempt could not begin ends it like one that filled up on the way."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        logger.warning("no room for an attempt: %s", error)
 
 
 def finish(session: Session, lease: Lease, *, exit_: dict[str, Any] | None, draining: bool) -> None:
