@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ _ENDED_BY_SIGNAL = re.compile(r"failed \(exitcode: -(\d+)\)")
 # torch's watchdog says so and aborts the process: nothing of ours gets to run.
 _WATCHDOG = "Watchdog caught collective operation timeout"
 _READ_BYTES = 256 * 1024
+_NO_ROOM_BYTES = 1 << 20  # with less, a trainer may have been unable to say so in exit.json
 
 
 def read_exit(run_dir: Path) -> dict[str, Any] | None:
@@ -20,6 +22,9 @@ def read_exit(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "exit.json"
     if path.is_file():
         return json.loads(path.read_text())
+    nearest = next(folder for folder in (run_dir, *run_dir.parents) if folder.is_dir())
+    if shutil.disk_usage(nearest).free < _NO_ROOM_BYTES:
+        return {"reason": "disk_full", "message": "no space left on the disk of the runs"}
     log = processes.tail(run_dir / "log.txt", max_bytes=_READ_BYTES)
     if _WATCHDOG in log:
         message = "The processes waited for one of them in vain"

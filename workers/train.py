@@ -1,7 +1,10 @@
 """One attempt of a training job: torchrun, events, finish."""
 
 import contextlib
+import errno
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +58,12 @@ class _Attempt:
         self.heartbeat = leases.Heartbeat(self.database, self.lease, self.settings)
         self.marker = leases.marker(self.database, self.lease)
         self.run_dir = run_dir_of(self.lease.subject_id, self.lease.token)
-        self.run_dir.mkdir(parents=True)
-        self.nproc = self._write_spec()
         self.events = EventCopier(self.run_dir)
         self.stop_asked = False
         self.gang: gangs.Health = "whole"
-        with contextlib.suppress(GangBroken):
+        with contextlib.suppress(GangBroken), _no_room_is_an_end():
+            self.run_dir.mkdir(parents=True)
+            self.nproc = self._write_spec()
             self._run_child(self._torchrun())
         self._settle()
 
@@ -135,6 +138,17 @@ class _Attempt:
 
         self.heartbeat.settle(write)
         logger.info("job %s: attempt %s ended: %s", self.lease.subject_id, self.lease.token, exit_)
+
+
+@contextlib.contextmanager
+def _no_room_is_an_end() -> Iterator[None]:
+    """A disk so full that the attempt could not begin ends it like one that filled up on the way."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        logger.warning("no room for an attempt: %s", error)
 
 
 def finish(session: Session, lease: Lease, *, exit_: dict[str, Any] | None, draining: bool) -> None:
