@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from tests.contracts.test_methods import Service, preferences  # noqa: E402
 from tests.stack import start_stack  # noqa: E402
 from tests.tiny import build_tokenizer, chat_rows  # noqa: E402
+from workers.gpus import list_gpus  # noqa: E402
 
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32}
 SETTINGS: dict[str, Any] = {
@@ -91,6 +94,12 @@ def measure(folder: Path, *, shape: dict[str, int], names: list[str], out: Path)
 
 
 def build(folder: Path, shape: dict[str, int]) -> int:
+    """`_build` in a process of its own: a GPU that somebody holds memory of would be quarantined."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_build, folder, shape).result()
+
+
+def _build(folder: Path, shape: dict[str, int]) -> int:
     """A random llama in bf16; its number of weights."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -218,9 +227,8 @@ def ask(service: Service, model: str) -> dict[str, Any]:
 
 def gpu_name() -> str | None:
     """The card, as its driver names it."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpus = list_gpus()
+    return gpus[0].kind if gpus else None
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from benchmarks.gpu_methods import SETTINGS, SHAPE, build, describe, gpu_name, v
 from tests.contracts.test_methods import Service  # noqa: E402
 from tests.stack import start_stack, wait_for  # noqa: E402
 from tests.tiny import chat_rows  # noqa: E402
+from workers.gpus import list_gpus  # noqa: E402
 
 LIMIT_S = 600
 ALONE: dict[str, dict[str, Any]] = {
@@ -36,8 +37,6 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     parser.add_argument("--hidden", type=int, default=SHAPE["hidden_size"], help="smaller for a rehearsal")
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", nargs="+", default=[*ALONE, *TOGETHER], help="some of them")
-    parser.add_argument("--ranks", type=int, default=min(2, torch.cuda.device_count()))
+    parser.add_argument("--ranks", type=int, default=min(2, len(list_gpus())))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -47,9 +47,12 @@ def confine(folders: list[str]) -> bool:
     wanted = _Ruleset(files=on_files | _CHANGE_FOLDERS, scoped=_SIGNALS if abi >= _ABI_SIGNALS else 0)
     size = ctypes.sizeof(_Ruleset) if abi >= _ABI_SIGNALS else 8
     rules = _checked(_LIBC.syscall(_CREATE_RULESET, ctypes.byref(wanted), size, 0))
+    # CUDA writes into the /proc of its own process, whose number nobody knows yet. Root's trainers could then
+    # write what root may there: workers should run as another user, as those of docker-compose.yml do.
+    devices = ("/dev", "/proc") if os.environ.get("CUDA_VISIBLE_DEVICES") else ("/dev",)
     for folder, allowed in [
         *((folder, wanted.files) for folder in (*folders, "/dev/shm")),  # noqa: S108 (of all processes)
-        ("/dev", on_files),
+        *((folder, on_files) for folder in devices),
     ]:
         place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
         rule = _Beneath(allowed=allowed, folder=place)
