@@ -33,7 +33,7 @@ from sqlalchemy import func, select
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from db import jobs, keys, tasks  # noqa: E402
+from db import claims, jobs, keys, tasks  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
 from db.models import Attempt, Job  # noqa: E402
 from db.session import Database  # noqa: E402
@@ -168,7 +168,7 @@ def drain(url: str, node: str) -> dict[str, Any]:
     while True:
         began = time.perf_counter()
         with database.write() as session:
-            lease = tasks.claim(
+            lease = claims.claim(
                 session, queue="train", owner=owner, devices=["slot:0"], shared_slot=True, ttl_s=60.0
             )
             if lease is not None:

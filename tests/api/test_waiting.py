@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from db import jobs, tasks
+from db import claims, jobs, tasks
 from db.models import Job, Task
 from db.session import clock
 from db.tasks import Lease, Owner
@@ -33,7 +33,7 @@ def see(client, job_id: str) -> tuple[Any, Any, Any]:
 def start(world, devices: list[str], *, eta_s: float | None = None) -> tuple[Lease, float | None]:
     """Claim the next job, which runs for as long as it says; the lease, and when it will be over."""
     with world.database.write() as session:
-        lease = tasks.claim(
+        lease = claims.claim(
             session,
             queue="train",
             owner=Owner(node="node", pid=1, started_at=1.0),
