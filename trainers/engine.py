@@ -89,6 +89,14 @@ def verify_checkpoint(adapter_dir: Path | None) -> None:
         raise Refused("corrupt_checkpoint", f"the checkpoint is damaged: {found.problem}")
 
 
+def verify_model(model_dir: Path, digest: str | None) -> str:
+    """The digest of the model's files. Raise Refused when it is not the one that is told."""
+    found = digest_folder(model_dir)
+    if digest is not None and digest != found:
+        raise Refused("corrupt_model", f"the model is damaged: the files in {model_dir} have changed")
+    return found
+
+
 def compute_fingerprint(digests: list[str], *, dtype: str) -> str:
     """Equal for equal weights, libraries and precision: with an equal seed, answers should then repeat."""
     import torch
@@ -115,7 +123,7 @@ async def serve(arguments: argparse.Namespace, listener: socket.socket, generato
     from trainers.engine_http import Engine, create_app
     from trainers.generator import GenerationFailed
 
-    digests = [arguments.digest or digest_folder(arguments.model_dir)]
+    digests = [arguments.digest]
     if arguments.adapter:
         digests.append(digest_folder(arguments.adapter))
     engine = Engine(
@@ -154,9 +162,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port, named in the ready file")
     parser.add_argument("--ready-file", type=Path)
-    parser.add_argument(
-        "--digest", help="digest of MODEL_DIR where it is known: saves reading the weights twice"
-    )
+    parser.add_argument("--digest", help="what MODEL_DIR must have; anything else is not served")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     parser.add_argument(
         "--kv-cache-gib", type=float, help="default: 2 on CPU, most of the free memory on GPU"
@@ -178,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     listener.bind((arguments.host, arguments.port))
     try:
         verify_checkpoint(arguments.adapter)
+        arguments.digest = verify_model(arguments.model_dir, arguments.digest)
         generator = load_generator(
             arguments.model_dir,
             adapter_dir=arguments.adapter,

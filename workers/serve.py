@@ -112,11 +112,10 @@ class Reconciler:
             "0",
             "--ready-file",
             str(ready_file),
-            "--digest",
-            str(model.digest),
         )
-        if model.kind == "checkpoint":
-            argv += ["--adapter", str(model.adapter_path)]
+        # The digest of a checkpoint is of the adapter, which has a manifest of its own.
+        own = ("--adapter", model.adapter_path) if model.kind == "checkpoint" else ("--digest", model.digest)
+        argv += map(str, own)
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         env = processes.child_environment(marker, CUDA_VISIBLE_DEVICES=gpus)
         process = processes.spawn(argv, env=env, cwd=folder, log_path=folder / "log.txt")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from examples.demo import GGUF, fetch_base_model
+from trainers.artifacts import digest_folder
 from trainers.checkpoints import seal, stage
 from trainers.importer import import_model
 
@@ -546,21 +547,30 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_model_that_does_not_load_exits_nonzero(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "trainers.engine",
-        tmp_path,
-        "--model-id",
-        "x",
-        "--ready-file",
-        tmp_path / "r",
-    ]
+def run_to_end(tmp_path: Path, model_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """An engine that is not to start."""
+    options = ["--model-id", "x", "--ready-file", tmp_path / "r", *more]
+    command = [sys.executable, "-m", "trainers.engine", model_dir, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not (tmp_path / "r").exists()
+    return done
+
+
+def test_model_that_does_not_load_exits_nonzero(tmp_path):
+    done = run_to_end(tmp_path, tmp_path)
     assert done.returncode == 1
     assert "does not load" in done.stderr
-    assert not (tmp_path / "r").exists()
+
+
+def test_a_model_that_has_changed_on_the_disk_is_not_served(tmp_path, tiny_model):
+    changed = tmp_path / "model"
+    shutil.copytree(tiny_model, changed)
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    done = run_to_end(tmp_path, changed, "--digest", digest_folder(tiny_model))
+    assert done.returncode == 1
+    assert "the model is damaged" in done.stderr
 
 
 # The parts that HTTP cannot show well
