@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, StringConstraints, WithJsonSchema
 
-from api.schemas import Body, JobError, JobStatus, Training
+from api.job_schemas import JobError, JobStatus, Training
+from api.schemas import Body
 
 MAX_STAGES = 16
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

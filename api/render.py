@@ -3,15 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from api.job_schemas import CheckpointObject, EventObject, JobObject
 from api.pipeline_schemas import PipelineObject
-from api.schemas import (
-    CheckpointObject,
-    DeploymentObject,
-    EventObject,
-    FileObject,
-    JobObject,
-    ModelObject,
-)
+from api.schemas import DeploymentObject, FileObject, ModelObject
 from api.upload_schemas import UploadObject, UploadPartObject
 from db import job_files, pipelines
 from db.keys import Caller
