@@ -6,7 +6,6 @@ will lead, so that no two tasks can each hold what the other needs.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, CursorResult, Select, and_, or_, select, tuple_, update
@@ -70,14 +69,25 @@ def claim(
         )
         if len(partners) < task.nodes_needed - 1:
             continue
-        with suppress(IntegrityError), session.begin_nested():
-            if _swap(session, task, owner=owner, expires_at=now + ttl_s):
+        try:
+            with session.begin_nested():
+                if not _swap(session, task, owner=owner, expires_at=now + ttl_s):
+                    continue  # another claimer has it
                 leased = {owner.node: free[:needed]} | partners
                 lease = _record_claim(session, task, owner=owner, leased=leased)
                 gangs.call(session, lease.attempt_id, list(partners), expires_at=now + ttl_s)
                 return lease
-        # Another claimer took this task, or one of these devices, a moment ago.
-        free = _free_devices(session, node=owner.node, devices=devices)
+        except IntegrityError:  # another claimer took one of these devices a moment ago: look at what is left
+            return claim(
+                session,
+                queue=queue,
+                owner=owner,
+                devices=devices,
+                shared_slot=shared_slot,
+                ttl_s=ttl_s,
+                passing_s=passing_s,
+                free_bytes=free_bytes,
+            )
     return None
 
 
@@ -128,9 +138,15 @@ def _has_room(session: Session, task: Task, *, free_bytes: int | None) -> bool:
 
 
 def _swap(session: Session, task: Task, *, owner: Owner, expires_at: float) -> bool:
+    # Whoever is at this task already will have it: to wait for the end of that would hold up the whole queue.
+    still_free = (
+        select(Task.id)
+        .where(Task.id == task.id, Task.status == "queued", Task.token == task.token)
+        .with_for_update(skip_locked=True)
+    )
     result = session.execute(
         update(Task)
-        .where(Task.id == task.id, Task.status == "queued", Task.token == task.token)
+        .where(Task.id.in_(still_free))
         .values(
             status="leased",
             token=Task.token + 1,
