@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import DatabaseDep
-from db.models import Org
 from db.session import Database
+from db.tables import Org
 from workers import dispatch
 
 router = APIRouter(tags=["Health"])

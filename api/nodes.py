@@ -11,7 +11,7 @@ from api.errors import ApiError
 from api.node_schemas import DeviceObject, NodeList, NodeObject
 from db import keys, nodes, quarantine
 from db.keys import Caller
-from db.models import Node
+from db.work_models import Node
 
 router = APIRouter(prefix="/nodes", tags=["Nodes"])
 Devices = dict[tuple[str, str], str]

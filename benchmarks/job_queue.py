@@ -35,9 +35,10 @@ sys.path.insert(0, str(ROOT))
 
 from db import claims, jobs, keys, tasks  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
-from db.models import Attempt, Job  # noqa: E402
+from db.models import Job  # noqa: E402
 from db.session import Database  # noqa: E402
 from db.tasks import Owner  # noqa: E402
+from db.work_models import Attempt  # noqa: E402
 from tests.db.world import World  # noqa: E402
 from tests.stack import wait_for  # noqa: E402
 

@@ -6,16 +6,17 @@ will lead, so that no two tasks can each hold what the other needs.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from contextlib import suppress
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, CursorResult, Select, and_, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db import disk, gangs, nodes, quarantine
-from db.models import Attempt, DeviceLease, Task
-from db.session import clock
+from db.session import changed_one, clock
 from db.tasks import Lease, Owner
+from db.work_models import Attempt, DeviceLease, Task
 
 # As many as other claimers may snatch away between our look and our swap.
 _CANDIDATES = 32
@@ -44,50 +45,68 @@ def claim(
     """
     if nodes.is_draining(session, owner.node):
         return None
-    now = clock(session)
-    seen_since = now - ttl_s
-    waiting = select(Task).where(Task.queue == queue, Task.status == "queued", Task.not_before <= now)
     kept_away = quarantine.reasons(session)
-    devices = [device for device in devices if (owner.node, device) not in kept_away]
-    free = _free_devices(session, node=owner.node, devices=devices)
-    usable = _MOST_DEVICES if shared_slot else len(devices)
-    kept = _find_kept_waiting(session, waiting, free=len(free), usable=usable, since=now - passing_s)
-    if not (shared_slot and free):  # what cannot fit must not stand before what does
-        waiting = waiting.where(Task.devices_needed <= len(free))
+    usable = [device for device in devices if (owner.node, device) not in kept_away]
+    offer = _Offer(owner, usable, shared_slot, ttl_s, free_bytes)
+    while True:
+        now = clock(session)
+        free = _free_devices(session, node=owner.node, devices=usable)
+        waiting = _list_waiting(session, queue, offer, free=len(free), now=now, passing_s=passing_s)
+        with suppress(IntegrityError):  # another claimer took one of these devices: look at what is left
+            return _take_first(session, waiting, offer, free=free, now=now)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a node has to give."""
+
+    owner: Owner
+    devices: list[str]
+    shared_slot: bool
+    ttl_s: float
+    free_bytes: int | None
+
+    def count_needed(self, task: Task) -> int:
+        """Devices of a node that a task takes here."""
+        return min(task.devices_needed, 1) if self.shared_slot else task.devices_needed
+
+
+def _list_waiting(
+    session: Session, queue: str, offer: _Offer, *, free: int, now: float, passing_s: float
+) -> Select[Task]:
+    """What may be claimed, devices of other nodes and room on the disk apart."""
+    waiting = select(Task).where(Task.queue == queue, Task.status == "queued", Task.not_before <= now)
+    usable = _MOST_DEVICES if offer.shared_slot else len(offer.devices)
+    kept = _find_kept_waiting(session, waiting, free=free, usable=usable, since=now - passing_s)
+    if not (offer.shared_slot and free):  # what cannot fit must not stand before what does
+        waiting = waiting.where(Task.devices_needed <= free)
     if (
         kept is not None
-        and _has_room(session, kept, free_bytes=free_bytes)
-        and _can_gather(session, kept, shared_slot=shared_slot, seen_since=seen_since)
+        and _has_room(session, kept, free_bytes=offer.free_bytes)
+        and _can_gather(session, kept, offer, now=now)
     ):
         waiting = waiting.where(_is_not_after(kept))
-    for task in session.scalars(waiting.order_by(*_RANK).limit(_CANDIDATES)):
-        needed = min(task.devices_needed, 1) if shared_slot else task.devices_needed
-        if needed > len(free) or not _has_room(session, task, free_bytes=free_bytes):
+    return waiting.order_by(*_RANK).limit(_CANDIDATES)
+
+
+def _take_first(
+    session: Session, waiting: Select[Task], offer: _Offer, *, free: list[str], now: float
+) -> Lease | None:
+    """Lease the first task that fits. Raises IntegrityError, with nothing done, if a device is gone."""
+    node, expires_at = offer.owner.node, now + offer.ttl_s
+    for task in session.scalars(waiting):
+        needed = offer.count_needed(task)
+        if needed > len(free) or not _has_room(session, task, free_bytes=offer.free_bytes):
             continue
-        partners = _find_partners(
-            session, task, leader=owner.node, needed=needed, shared_slot=shared_slot, seen_since=seen_since
-        )
+        partners = _find_partners(session, task, offer, now=now)
         if len(partners) < task.nodes_needed - 1:
             continue
-        try:
-            with session.begin_nested():
-                if not _swap(session, task, owner=owner, expires_at=now + ttl_s):
-                    continue  # another claimer has it
-                leased = {owner.node: free[:needed]} | partners
-                lease = _record_claim(session, task, owner=owner, leased=leased)
-                gangs.call(session, lease.attempt_id, list(partners), expires_at=now + ttl_s)
-                return lease
-        except IntegrityError:  # another claimer took one of these devices a moment ago: look at what is left
-            return claim(
-                session,
-                queue=queue,
-                owner=owner,
-                devices=devices,
-                shared_slot=shared_slot,
-                ttl_s=ttl_s,
-                passing_s=passing_s,
-                free_bytes=free_bytes,
-            )
+        with session.begin_nested():
+            if not _swap(session, task, owner=offer.owner, expires_at=expires_at):
+                continue  # another claimer has it
+            lease = _record_claim(session, task, owner=offer.owner, leased={node: free[:needed]} | partners)
+            gangs.call(session, lease.attempt_id, list(partners), expires_at=expires_at)
+            return lease
     return None
 
 
@@ -100,26 +119,32 @@ def _find_kept_waiting(
     return session.scalars(waiting.where(*fits_later, *for_long).order_by(*_RANK).limit(1)).first()
 
 
-def _can_gather(session: Session, task: Task, *, shared_slot: bool, seen_since: float) -> bool:
+def _can_gather(session: Session, task: Task, offer: _Offer, *, now: float) -> bool:
     """Whether there are enough nodes for a task, busy or not."""
     if task.nodes_needed == 1:
         return True
-    needed = 1 if shared_slot else task.devices_needed
-    able = gangs.find_nodes(
-        session, needed=needed, shared_slot=shared_slot, seen_since=seen_since, free=False
-    )
-    return len(able) >= task.nodes_needed
+    return len(_find_nodes(session, task, offer, now=now, free=False)) >= task.nodes_needed
 
 
-def _find_partners(
-    session: Session, task: Task, *, leader: str, needed: int, shared_slot: bool, seen_since: float
-) -> dict[str, list[str]]:
+def _find_partners(session: Session, task: Task, offer: _Offer, *, now: float) -> dict[str, list[str]]:
     """The other nodes that a task could be claimed on now, with their devices; no more than it needs."""
     if task.nodes_needed == 1:
         return {}
-    able = gangs.find_nodes(session, needed=needed, shared_slot=shared_slot, seen_since=seen_since, free=True)
-    others = [node for node in able if node != leader]
+    able = _find_nodes(session, task, offer, now=now, free=True)
+    others = [node for node in able if node != offer.owner.node]
     return {node: able[node] for node in others[: task.nodes_needed - 1]}
+
+
+def _find_nodes(
+    session: Session, task: Task, offer: _Offer, *, now: float, free: bool
+) -> dict[str, list[str]]:
+    return gangs.find_nodes(
+        session,
+        needed=offer.count_needed(task),
+        shared_slot=offer.shared_slot,
+        seen_since=now - offer.ttl_s,
+        free=free,
+    )
 
 
 def _is_not_after(kept: Task) -> ColumnElement[bool]:
@@ -144,7 +169,8 @@ def _swap(session: Session, task: Task, *, owner: Owner, expires_at: float) -> b
         .where(Task.id == task.id, Task.status == "queued", Task.token == task.token)
         .with_for_update(skip_locked=True)
     )
-    result = session.execute(
+    return changed_one(
+        session,
         update(Task)
         .where(Task.id.in_(still_free))
         .values(
@@ -153,10 +179,8 @@ def _swap(session: Session, task: Task, *, owner: Owner, expires_at: float) -> b
             charged=Task.charged + 1,
             node=owner.node,
             lease_expires_at=expires_at,
-        )
-        .execution_options(synchronize_session=False)
+        ),
     )
-    return cast(CursorResult[Any], result).rowcount == 1
 
 
 def _free_devices(session: Session, *, node: str, devices: Sequence[str]) -> list[str]:

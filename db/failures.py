@@ -7,7 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import job_files
-from db.models import Attempt, File, Job, Task
+from db.models import File, Job
+from db.work_models import Attempt, Task
 
 
 @dataclass(frozen=True)

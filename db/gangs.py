@@ -6,16 +6,16 @@ is the end of every member.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from db import quarantine, tasks
 from db.errors import LeaseLost
-from db.models import Attempt, DeviceLease, GangMember, Node, Task
-from db.session import clock
+from db.session import changed_one, clock
 from db.tasks import Owner
+from db.work_models import Attempt, DeviceLease, GangMember, Node, Task
 
 Health = Literal["gathering", "whole", "leaving", "broken"]
 
@@ -157,10 +157,7 @@ def rank_of(session: Session, attempt_id: int, node: str) -> int:
 
 
 def _change(session: Session, member_id: int, states: set[str], **values: Any) -> bool:
-    changed = session.execute(
-        update(GangMember)
-        .where(GangMember.id == member_id, GangMember.state.in_(states))
-        .values(**values)
-        .execution_options(synchronize_session=False)
+    return changed_one(
+        session,
+        update(GangMember).where(GangMember.id == member_id, GangMember.state.in_(states)).values(**values),
     )
-    return cast(CursorResult[Any], changed).rowcount == 1

@@ -11,8 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db.ids import random_text
-from db.models import ApiKey, Org
+from db.models import ApiKey
 from db.session import clock
+from db.tables import Org
 
 _FORM = re.compile(r"rsd_(admin|user)_([A-Za-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
 _MIN_PEPPER_CHARS = 32

@@ -7,8 +7,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import text
 
-from db.models import Base
+from db import models, work_models  # noqa: F401 (their tables enter the metadata)
 from db.session import Database
+from db.tables import Base
 
 _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x5265736964656E63  # the bytes of "Residenc"

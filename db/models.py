@@ -1,77 +1,25 @@
-"""The tables. Invariants are CHECKs and partial unique indexes here, so that no code path can break them."""
+"""The tables of what users see: keys, files, models, jobs with their events, deployments."""
 
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    Double,
     ForeignKey,
     Index,
-    Integer,
-    MetaData,
-    Text,
     UniqueConstraint,
-    text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from db import states
-
-# SQLite only autoincrements INTEGER keys; PostgreSQL should not run out at 2^31.
-_BigKey = BigInteger().with_variant(Integer(), "sqlite")
-
-
-class Base(DeclarativeBase):
-    """Times are Unix seconds (double precision); ids are text with a prefix that names their kind."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own declaration form)
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON(none_as_null=True),
-        float: Double(),
-        str: Text(),
-    }
-
-
-def _one_of(column: str, values: tuple[str, ...] | frozenset[str] | dict[str, Any]) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in sorted(values))
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _unique_where(name: str, *columns: str, where: str) -> Index:
-    return Index(name, *columns, unique=True, sqlite_where=text(where), postgresql_where=text(where))
-
-
-class Org(Base):
-    """A tenant. Every owned row names one."""
-
-    __tablename__ = "orgs"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[float]
-
-
-class Owned:
-    """What belongs to a tenant; read it through `db.scope.scoped`."""
-
-    org_id: Mapped[str] = mapped_column(ForeignKey("orgs.id"))
+from db.tables import Base, BigKey, Owned, one_of, unique_where
 
 
 class ApiKey(Owned, Base):
     """A bearer key: its public id and an HMAC of the whole; the key itself is nowhere."""
 
     __tablename__ = "api_keys"
-    __table_args__ = (_one_of("role", ("admin", "user")),)
+    __table_args__ = (one_of("role", ("admin", "user")),)
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     role: Mapped[str]
@@ -94,7 +42,7 @@ class File(Owned, Described, Base):
 
     __tablename__ = "files"
     __table_args__ = (
-        _one_of("status", states.FILE_STATES),
+        one_of("status", states.FILE_STATES),
         CheckConstraint("bytes >= 0", name="bytes"),
         Index(None, "org_id", "created_at", "id"),
         Index(None, "org_id", "sha256"),
@@ -118,7 +66,7 @@ class Upload(Owned, Described, Base):
 
     __tablename__ = "uploads"
     __table_args__ = (
-        _one_of("status", states.UPLOAD_STATES),
+        one_of("status", states.UPLOAD_STATES),
         CheckConstraint("bytes > 0", name="bytes"),
         CheckConstraint("(status = 'completed') = (order_sha256 IS NOT NULL)", name="completed_has_order"),
         Index(None, "status", "expires_at"),
@@ -152,16 +100,16 @@ class Model(Owned, Base):
 
     __tablename__ = "models"
     __table_args__ = (
-        _one_of("kind", states.MODEL_KINDS),
-        _one_of("status", states.MODEL_STATES),
+        one_of("kind", states.MODEL_KINDS),
+        one_of("status", states.MODEL_STATES),
         CheckConstraint(
             "status <> 'ready' OR (path IS NOT NULL AND digest IS NOT NULL)", name="ready_has_path"
         ),
-        _unique_where("uq_models_live_id", "org_id", "id", where="deleted_at IS NULL"),
-        _unique_where("uq_models_public_id", "id", where="deleted_at IS NULL AND public"),
-        _unique_where("uq_models_job", "job_id", where="job_id IS NOT NULL AND kind = 'merged'"),
+        unique_where("uq_models_live_id", "org_id", "id", where="deleted_at IS NULL"),
+        unique_where("uq_models_public_id", "id", where="deleted_at IS NULL AND public"),
+        unique_where("uq_models_job", "job_id", where="job_id IS NOT NULL AND kind = 'merged'"),
     )
-    pk: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    pk: Mapped[int] = mapped_column(BigKey, primary_key=True)
     id: Mapped[str]
     public: Mapped[bool]
     kind: Mapped[str]
@@ -197,7 +145,7 @@ class PipelineStage(Owned, Base):
 
     __tablename__ = "pipeline_stages"
     __table_args__ = (UniqueConstraint("pipeline_id", "name"), UniqueConstraint("pipeline_id", "position"))
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id"))
     position: Mapped[int]
     name: Mapped[str]
@@ -211,8 +159,8 @@ class Job(Owned, Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        _one_of("status", states.JOB_STATES),
-        _one_of("phase", states.JOB_PHASES),
+        one_of("status", states.JOB_STATES),
+        one_of("phase", states.JOB_PHASES),
         CheckConstraint(
             "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"
         ),
@@ -221,7 +169,7 @@ class Job(Owned, Base):
         CheckConstraint(
             "model_pk IS NOT NULL OR status IN ('waiting', 'failed', 'cancelled')", name="has_model"
         ),
-        _one_of("on_oom", states.OOM_ANSWERS),
+        one_of("on_oom", states.OOM_ANSWERS),
         CheckConstraint("priority BETWEEN -10 AND 10", name="priority"),
         CheckConstraint("(pipeline_id IS NULL) = (stage IS NULL)", name="stage_of_pipeline"),
         Index(None, "org_id", "created_at", "id"),
@@ -272,134 +220,16 @@ class MixedFile(Owned, Base):
     file_id: Mapped[str] = mapped_column(primary_key=True)
 
 
-class Task(Owned, Base):
-    """Work that one worker at a time may own: train, merge, validate, import or preview one subject.
-
-    `token` is the fence: it rises with every claim, and a write on behalf of the work names the token it
-    was claimed with.
-    """
-
-    __tablename__ = "tasks"
-    __table_args__ = (
-        _one_of("kind", states.TASK_QUEUES),
-        _one_of("status", states.TASK_STATES),
-        CheckConstraint("(status = 'leased') = (node IS NOT NULL)", name="leased_has_node"),
-        CheckConstraint("(status = 'leased') = (lease_expires_at IS NOT NULL)", name="leased_has_expiry"),
-        CheckConstraint("charged >= 0 AND charged <= max_attempts", name="charged"),
-        UniqueConstraint("kind", "subject_id"),
-        Index(None, "status", "queue", "priority", "created_at"),
-    )
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
-    kind: Mapped[str]
-    queue: Mapped[str]
-    subject_id: Mapped[str]
-    status: Mapped[str]
-    priority: Mapped[int]
-    devices_needed: Mapped[int]  # on each node
-    nodes_needed: Mapped[int]
-    token: Mapped[int] = mapped_column(BigInteger)
-    node: Mapped[str | None]
-    lease_expires_at: Mapped[float | None]
-    charged: Mapped[int]
-    max_attempts: Mapped[int]
-    not_before: Mapped[float]
-    created_at: Mapped[float]
-
-
-class Attempt(Owned, Base):
-    """One claim of a task, from lease to outcome: the history that proves who owned what when."""
-
-    __tablename__ = "attempts"
-    __table_args__ = (
-        _one_of("outcome", states.ATTEMPT_OUTCOMES),
-        CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended_has_outcome"),
-        UniqueConstraint("task_id", "token"),
-        _unique_where("uq_attempts_live", "task_id", where="ended_at IS NULL"),
-    )
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
-    task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
-    token: Mapped[int] = mapped_column(BigInteger)
-    node: Mapped[str]
-    owner_pid: Mapped[int]
-    owner_started_at: Mapped[float]
-    started_at: Mapped[float]
-    ended_at: Mapped[float | None]
-    outcome: Mapped[str | None]
-    exit: Mapped[dict[str, Any] | None]
-    events_offset: Mapped[int] = mapped_column(BigInteger)
-
-
-class DeviceLease(Base):
-    """A device of a node held by an attempt, until it is proven free."""
-
-    __tablename__ = "device_leases"
-    __table_args__ = (_unique_where("uq_device_leases_live", "node", "device", where="released_at IS NULL"),)
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
-    node: Mapped[str]
-    device: Mapped[str]
-    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id"), index=True)
-    leased_at: Mapped[float]
-    released_at: Mapped[float | None]
-
-
-class Node(Base):
-    """A machine that workers reported. `devices` is a list of {id, kind, memory_bytes, driver}."""
-
-    __tablename__ = "nodes"
-    __table_args__ = (_one_of("state", states.NODE_STATES),)
-    name: Mapped[str] = mapped_column(primary_key=True)
-    state: Mapped[str]
-    address: Mapped[str]
-    devices: Mapped[list[Any]]
-    slots: Mapped[int]
-    free_bytes: Mapped[int] = mapped_column(BigInteger)
-    registered_at: Mapped[float]
-    last_seen_at: Mapped[float]
-
-
-class Quarantine(Base):
-    """A device that nobody may use: an attempt's processes did not die, or somebody else's are on it."""
-
-    __tablename__ = "quarantines"
-    __table_args__ = (_unique_where("uq_quarantines_live", "node", "device", where="released_at IS NULL"),)
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
-    node: Mapped[str]
-    device: Mapped[str]
-    reason: Mapped[str]
-    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id"))
-    since: Mapped[float]
-    released_at: Mapped[float | None]
-
-
-class GangMember(Base):
-    """A node, besides the owner's, that takes part in an attempt; `rendezvous` is where they meet."""
-
-    __tablename__ = "gang_members"
-    __table_args__ = (
-        _one_of("state", states.MEMBER_STATES),
-        UniqueConstraint("attempt_id", "node"),
-        UniqueConstraint("attempt_id", "rank"),
-        Index(None, "node", "state"),
-    )
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
-    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id"))
-    node: Mapped[str]
-    rank: Mapped[int]
-    state: Mapped[str]
-    rendezvous: Mapped[str | None]
-    expires_at: Mapped[float]
-
-
 class Event(Owned, Base):
     """What happened to a job, in order of `seq`."""
 
     __tablename__ = "events"
     __table_args__ = (
-        _one_of("level", ("info", "warn", "error")),
-        _one_of("type", ("message", "metrics")),
+        one_of("level", ("info", "warn", "error")),
+        one_of("type", ("message", "metrics")),
         Index(None, "job_id", "seq"),
     )
-    seq: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    seq: Mapped[int] = mapped_column(BigKey, primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     level: Mapped[str]
@@ -429,10 +259,10 @@ class Deployment(Owned, Base):
 
     __tablename__ = "deployments"
     __table_args__ = (
-        _one_of("desired", ("running", "stopped")),
-        _one_of("status", states.DEPLOYMENT_STATES),
+        one_of("desired", ("running", "stopped")),
+        one_of("status", states.DEPLOYMENT_STATES),
         CheckConstraint("status <> 'ready' OR address IS NOT NULL", name="ready_has_address"),
-        _unique_where("uq_deployments_live", "org_id", "model_id", where="desired = 'running'"),
+        unique_where("uq_deployments_live", "org_id", "model_id", where="desired = 'running'"),
         Index(None, "org_id", "created_at", "id"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -455,7 +285,7 @@ class IdempotentRequest(Owned, Base):
 
     __tablename__ = "idempotent_requests"
     __table_args__ = (UniqueConstraint("org_id", "key"),)
-    id: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     key: Mapped[str]
     request_hash: Mapped[str]
     response: Mapped[dict[str, Any]]
@@ -470,7 +300,7 @@ class Preview(Owned, Base):
 
     __tablename__ = "previews"
     __table_args__ = (
-        _one_of("kind", states.PREVIEW_KINDS),
+        one_of("kind", states.PREVIEW_KINDS),
         UniqueConstraint("org_id", "key"),
         Index(None, "org_id", "sha256"),
         Index(None, "expires_at"),

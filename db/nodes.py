@@ -2,15 +2,14 @@
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, cast
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db.errors import NotFound
-from db.models import Attempt, DeviceLease, Node, Task
-from db.session import clock
+from db.session import changed_one, clock
+from db.work_models import Attempt, DeviceLease, Node, Task
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,7 @@ def is_draining(session: Session, name: str) -> bool:
 
 def set_state(session: Session, name: str, state: str) -> Node:
     """Drain a node, or let it take work again. Raises `NotFound`."""
-    changed = session.execute(
-        update(Node).where(Node.name == name).values(state=state).execution_options(synchronize_session=False)
-    )
-    if cast(CursorResult[Any], changed).rowcount == 0:
+    if not changed_one(session, update(Node).where(Node.name == name).values(state=state)):
         raise NotFound("node", name)
     return session.get_one(Node, name, populate_existing=True)
 

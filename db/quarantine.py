@@ -7,8 +7,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db.errors import NotFound
-from db.models import Attempt, DeviceLease, Quarantine
 from db.session import clock
+from db.work_models import Attempt, DeviceLease, Quarantine
 
 
 def put(session: Session, node: str, device: str, *, reason: str, attempt_id: int | None = None) -> bool:

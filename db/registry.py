@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from db import deployments, stages, tasks
 from db.errors import Conflict, NotFound
-from db.models import Deployment, Job, Model, Org
+from db.models import Deployment, Job, Model
 from db.scope import owns, scoped
 from db.session import Database, clock
 from db.states import JOB_TERMINAL
+from db.tables import Org
 
 
 def start_import(

@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from db import jobs
 from db.errors import Conflict
-from db.models import Attempt, Job, Task
+from db.models import Job
 from db.new_jobs import NewJob
+from db.work_models import Attempt, Task
 
 # How many rows pass at once changes no sum but its order.
 _FREE = ("micro_batch_size",)

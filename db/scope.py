@@ -4,7 +4,8 @@ from typing import TypeVar
 
 from sqlalchemy import Select, or_, select
 
-from db.models import Model, Owned
+from db.models import Model
+from db.tables import Owned
 
 Row = TypeVar("Row", bound=Owned)
 

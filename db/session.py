@@ -4,9 +4,9 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy import Connection, CursorResult, Engine, Update, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
@@ -63,6 +63,12 @@ def clock(session: Session) -> float:
     if session.get_bind().dialect.name == "postgresql":
         return float(session.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
     return time.time()
+
+
+def changed_one(session: Session, statement: Update) -> bool:
+    """Carry out an update and say whether it met exactly one row: the swap of a compare-and-swap."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return cast(CursorResult[Any], result).rowcount == 1
 
 
 def lock_digest(session: Session, sha256: str) -> None:

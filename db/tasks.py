@@ -8,15 +8,15 @@ Lock order everywhere: the task row first, then the row of its subject.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, Update, delete, exists, select, text, update
+from sqlalchemy import delete, exists, select, text, update
 from sqlalchemy.orm import Session
 
 from db.errors import LeaseLost
-from db.models import Attempt, DeviceLease, Task
-from db.session import Database, clock
+from db.session import Database, changed_one, clock
 from db.states import TASK_QUEUES
+from db.work_models import Attempt, DeviceLease, Task
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def check(session: Session, lease: Lease, *, ttl_s: float | None = None) -> None
     values: dict[str, Any] = {"node": Task.node}
     if ttl_s is not None:
         values["lease_expires_at"] = clock(session) + ttl_s
-    held = _changed_one(
+    held = changed_one(
         session,
         update(Task)
         .where(Task.id == lease.task_id, Task.status == "leased", Task.token == lease.token)
@@ -143,12 +143,12 @@ def close_waiting(session: Session, *, kind: str, subject_id: str) -> bool:
         .where(Task.kind == kind, Task.subject_id == subject_id, Task.status == "queued")
         .with_for_update(skip_locked=True)
     )
-    return _changed_one(session, update(Task).where(Task.id.in_(waiting)).values(status="closed"))
+    return changed_one(session, update(Task).where(Task.id.in_(waiting)).values(status="closed"))
 
 
 def reopen(session: Session, *, kind: str, subject_id: str) -> bool:
     """Let a closed task wait again, behind those that wait already. False if it is not closed."""
-    return _changed_one(
+    return changed_one(
         session,
         update(Task)
         .where(Task.kind == kind, Task.subject_id == subject_id, Task.status == "closed")
@@ -234,11 +234,6 @@ def keep_devices(session: Session, lease: Lease) -> None:
         .values(released_at=None)
         .execution_options(synchronize_session=False)
     )
-
-
-def _changed_one(session: Session, statement: Update) -> bool:
-    result = session.execute(statement.execution_options(synchronize_session=False))
-    return cast(CursorResult[Any], result).rowcount == 1
 
 
 def _live_leases(session: Session, *conditions: Any) -> list[Lease]:

@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from db import job_files
-from db.models import Attempt, DeviceLease, File, Job, PipelineStage, Task
+from db.models import File, Job, PipelineStage
 from db.session import clock
+from db.work_models import Attempt, DeviceLease, Task
 
 
 @dataclass(frozen=True)

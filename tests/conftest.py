@@ -8,14 +8,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import shutil
+import sqlite3
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pgserver
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import make_url
 
 from db import keys
 from db.migrate import upgrade
@@ -34,27 +39,43 @@ def postgres_url() -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="residency-postgres-") as folder:
         server = pgserver.get_server(folder, cleanup_mode="stop")
+        server.psql("ALTER SYSTEM SET fsync = off;\nSELECT pg_reload_conf();")  # nobody pulls the plug here
         yield server.get_uri()
         server.cleanup()
 
 
-@pytest.fixture
-def sqlite_database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the newest schema; a copy is ready sooner than another migration."""
+    path = tmp_path_factory.mktemp("migrated") / "empty.db"
+    database = Database(f"sqlite:///{path}")
     upgrade(database)
+    database.dispose()
+    return path
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path, migrated_file: Path) -> Iterator[Database]:
+    """Nobody pulls the plug of a test's own database, so nobody waits for the disk."""
+
+    def hurry(connection: sqlite3.Connection, _: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    database = Database(f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'test.db')}")
+    event.listen(database.engine, "connect", hurry)
     yield database
     database.dispose()
 
 
-@pytest.fixture
-def empty_postgres_url(postgres_url: str) -> Iterator[str]:
-    """A database that holds nothing of ours."""
+@contextmanager
+def _postgres_database(postgres_url: str, template: str) -> Iterator[str]:
+    """The URL of a new database that begins as a copy of `template`."""
     name = f"test_{uuid.uuid4().hex}"
     admin = create_engine(
         postgres_url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
     )
     with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
+        connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY'))
     yield postgres_url.replace("/postgres?", f"/{name}?")
     with admin.connect() as connection:
         connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
@@ -62,11 +83,28 @@ def empty_postgres_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_database(empty_postgres_url: str) -> Iterator[Database]:
-    database = Database(empty_postgres_url)
-    upgrade(database)
-    yield database
-    database.dispose()
+def empty_postgres_url(postgres_url: str) -> Iterator[str]:
+    """A database that holds nothing of ours."""
+    with _postgres_database(postgres_url, "template1") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_url: str) -> Iterator[str]:
+    """The name of a PostgreSQL database with the newest schema and no rows, to be copied."""
+    with _postgres_database(postgres_url, "template1") as url:
+        database = Database(url)
+        upgrade(database)
+        database.dispose()
+        yield make_url(url).database or ""
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str, migrated_postgres: str) -> Iterator[Database]:
+    with _postgres_database(postgres_url, migrated_postgres) as url:
+        database = Database(url)
+        yield database
+        database.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

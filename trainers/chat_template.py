@@ -13,7 +13,7 @@ from typing import Any
 
 CPU_LIMIT_S = 1  # an honest template needs a tenth of it, most of that to import jinja2
 MEMORY_LIMIT_BYTES = 256 << 20
-WALL_LIMIT_S = 10  # a template cannot sleep, but a crowded machine can make 1 s of CPU last
+WALL_LIMIT_S = 60  # a template cannot sleep, but a crowded machine can make 1 s of CPU last
 RENDERED_LIMIT_CHARS = 256 << 10
 _REASON_LIMIT_CHARS = 300  # a template may have said it
 REFUSED = 3

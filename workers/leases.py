@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from db import gangs, nodes, quarantine, recovery, tasks
 from db.errors import LeaseLost
 from db.gangs import Member
-from db.models import Attempt, Task
 from db.session import Database, clock
 from db.tasks import Lease, Owner
+from db.work_models import Attempt, Task
 from workers import processes, shutdown
 from workers.settings import WorkerSettings
 

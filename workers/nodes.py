@@ -3,6 +3,7 @@
 import logging
 import shutil
 import socket
+from functools import lru_cache
 
 from db import nodes, quarantine
 from db.nodes import Device, Facts
@@ -58,8 +59,11 @@ def _describe_device(name: str) -> Device:
 
 def address_of(settings: WorkerSettings) -> str:
     """Where other nodes reach this one."""
-    if settings.node_address:
-        return settings.node_address
+    return settings.node_address or _own_address()
+
+
+@lru_cache  # a name that no server knows takes seconds to be refused
+def _own_address() -> str:
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:  # a host without a name that anybody knows

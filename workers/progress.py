@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from db import checkpoints, events, jobs
-from db.models import Attempt, Job
+from db.models import Job
 from db.tasks import Lease
+from db.work_models import Attempt
 
 logger = logging.getLogger(__name__)
 _MAX_BYTES = 256 * 1024  # of one transaction

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.client import connect, locate
+from api.client import Client, connect, locate
 from api.commands.artifacts import artifacts, download
 from api.commands.follow import follow_job, follow_log, print_event, read_events, read_log
 from api.commands.output import (
@@ -79,6 +79,10 @@ def create(
         on_oom=on_oom,
         method={"type": method, method: {"hyperparameters": hyperparameters}},
     )
+    _tell_made(client, job, follow=follow, as_json=as_json)
+
+
+def _tell_made(client: Client, job: dict[str, Any], *, follow: bool, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
@@ -125,12 +129,7 @@ def retry(
             raise typer.BadParameter("There is no suggestion for this job.", param_hint="--as-suggested")
         changes = {path.rpartition(".")[2]: value for path, value in suggested.items()} | changes
     job = client.post(locate("fine_tuning", "jobs", job_id, "retry"), hyperparameters=changes or None)
-    if as_json:
-        print_json(job)
-    else:
-        out.print(job["id"])
-    if follow:
-        raise typer.Exit(follow_job(client, job["id"]))
+    _tell_made(client, job, follow=follow, as_json=as_json)
 
 
 @app.command("list")

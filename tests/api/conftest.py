@@ -1,7 +1,6 @@
 """The real app on a real database, keys for two tenants, and hands that do what workers do."""
 
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -23,31 +22,15 @@ from api.main import create_app
 from api.settings import ApiSettings
 from db import claims, deployments, files, jobs, keys, registry, tasks
 from db.blobs import BlobWriter
-from db.migrate import upgrade
-from db.models import Deployment, Model, Org, Task
+from db.models import Deployment, Model
 from db.session import Database, clock
+from db.tables import Org
 from db.tasks import Lease, Owner
+from db.work_models import Task
 
 PEPPER = "p" * 32
 ORG, OTHER_ORG = keys.DEFAULT_ORG_ID, "org-other"
 ROWS = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with the newest schema; a copy is ready sooner than another migration."""
-    path = tmp_path_factory.mktemp("migrated") / "empty.db"
-    database = Database(f"sqlite:///{path}")
-    upgrade(database)
-    database.dispose()
-    return path
-
-
-@pytest.fixture
-def sqlite_database(tmp_path: Path, migrated_file: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'test.db')}")
-    yield database
-    database.dispose()
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
-from db.models import Event, File, IdempotentRequest, Job, Model, Task
+from db.models import Event, File, IdempotentRequest, Job, Model
+from db.work_models import Task
 
 JOBS = "/v1/fine_tuning/jobs"
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from db import jobs, recovery, tasks
-from db.models import Task
+from db.work_models import Task
 from workers.train import finish
 
 JOBS = "/v1/fine_tuning/jobs"

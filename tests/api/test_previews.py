@@ -11,8 +11,9 @@ from sqlalchemy import func, select, update
 
 from api.main import create_app
 from db import files, previews, registry, tasks
-from db.models import Preview, Task
+from db.models import Preview
 from db.sources import HubSource
+from db.work_models import Task
 from tests.api.conftest import ORG, OTHER_ORG
 from tests.stack import wait_for
 from trainers.specs import Layout

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from db import tasks
-from db.models import Job, Task
+from db.models import Job
+from db.work_models import Task
 from tests.api.test_diagnosis import exit_of
 from workers.ring import _start_job
 from workers.train import describe_run, finish, run_dir_of

@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy import select
 
 from db import claims, jobs, tasks
-from db.models import Job, Task
+from db.models import Job
 from db.session import clock
 from db.tasks import Lease, Owner
+from db.work_models import Task
 
 JOBS = "/v1/fine_tuning/jobs"
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)

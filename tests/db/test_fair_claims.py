@@ -11,8 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from db import tasks
-from db.models import Attempt, DeviceLease, Task
 from db.tasks import Lease
+from db.work_models import Attempt, DeviceLease, Task
 from tests.db.world import World, claim, race
 
 T = TypeVar("T")

@@ -8,9 +8,9 @@ from sqlalchemy import select, update
 from db import gangs, nodes, tasks
 from db.errors import LeaseLost
 from db.gangs import Member
-from db.models import DeviceLease, GangMember, Node
 from db.nodes import Device, Facts
 from db.tasks import Lease, Owner
+from db.work_models import DeviceLease, GangMember, Node
 from tests.db.world import World, claim, race
 
 GPUS = ["cuda:0", "cuda:1"]

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from db import events, jobs, recovery, registry, tasks
 from db.errors import Conflict, IllegalTransition, LeaseLost, NotFound
-from db.models import File, Job, Task
+from db.models import File, Job
 from db.states import JOB_TERMINAL
 from db.tasks import Lease
+from db.work_models import Task
 from tests.db.world import ERROR, RESOLVED, World, claim, race, record_check, run_against_open
 
 ROUNDS = 12

@@ -8,7 +8,8 @@ from sqlalchemy import event, inspect, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import keys
-from db.models import ApiKey, Org
+from db.models import ApiKey
+from db.tables import Org
 from tests.db.world import World, run_against_open
 
 PEPPER = "p" * 32

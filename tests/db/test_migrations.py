@@ -16,9 +16,9 @@ from db import pipelines, previews
 from db.errors import NotFound
 from db.migrate import alembic_config, upgrade
 from db.migrate import run as migrate
-from db.models import Base
 from db.pipelines import NewStage
 from db.session import Database
+from db.tables import Base
 from tests.db.world import World, run_against_paused
 
 PROCESSES = 4

@@ -4,8 +4,8 @@ import pytest
 
 from db import nodes
 from db.errors import NotFound
-from db.models import Node, Task
 from db.nodes import Device, Facts
+from db.work_models import Node, Task
 from tests.db.world import World, race
 
 GPU = Device("cuda:0", kind="NVIDIA H100", memory_bytes=80 << 30, driver="580.1")

@@ -11,9 +11,10 @@ from sqlalchemy import delete, update
 import db
 from db import checkpoints, deployments, events, files, job_queries, jobs, registry
 from db.errors import Conflict, NotFound
-from db.models import Base, Checkpoint, Deployment, Event, File, Job, Owned
+from db.models import Checkpoint, Deployment, Event, File, Job
 from db.pages import Page
 from db.scope import scoped
+from db.tables import Base, Owned
 from tests.db.world import World
 
 

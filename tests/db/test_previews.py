@@ -5,7 +5,8 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from db import previews
-from db.models import File, Model, Preview, Task
+from db.models import File, Model, Preview
+from db.work_models import Task
 from tests.db.world import World, race
 
 

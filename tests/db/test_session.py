@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 from sqlalchemy import select
 
-from db.models import Org
 from db.session import Database
+from db.tables import Org
 
 ORG = {"id": "org-1", "name": "one", "created_at": 1.0}
 

@@ -22,9 +22,10 @@ from sqlalchemy.orm import Session
 
 from db import jobs, recovery, tasks
 from db.errors import Conflict, IllegalTransition, LeaseLost
-from db.models import Attempt, DeviceLease, Event, File, Job, Task
+from db.models import Event, File, Job
 from db.states import JOB_TERMINAL, JOB_TRANSITIONS, TASK_QUEUES
 from db.tasks import Lease, Owner
+from db.work_models import Attempt, DeviceLease, Task
 from tests.db.world import ERROR, World, record_check
 
 SLOTS = ["slot:0", "slot:1"]

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from db import recovery, tasks
 from db.errors import LeaseLost
-from db.models import Attempt, DeviceLease, Task
 from db.session import Database, clock
 from db.tasks import Lease
+from db.work_models import Attempt, DeviceLease, Task
 from tests.db.world import World, claim, race, run_against_open
 
 CLAIMERS = 8

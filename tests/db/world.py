@@ -15,10 +15,12 @@ from sqlalchemy.orm import Session
 
 from db import claims, files, jobs, keys, retries, tasks
 from db.blobs import BlobWriter
-from db.models import Attempt, Event, File, Job, Model, Org, Task
+from db.models import Event, File, Job, Model
 from db.new_jobs import NewJob
 from db.session import Database, clock
+from db.tables import Org
 from db.tasks import Lease, Owner
+from db.work_models import Attempt, Task
 
 RESOLVED = {"n_epochs": 1, "batch_size": 4, "micro_batch_size": 4}
 _numbers = itertools.count(1)

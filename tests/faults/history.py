@@ -14,9 +14,10 @@ from typing import Literal
 
 from sqlalchemy import select
 
-from db.models import Attempt, DeviceLease, Event, Job, Task
+from db.models import Event, Job
 from db.session import Database
 from db.states import JOB_TERMINAL, JOB_TRANSITIONS
+from db.work_models import Attempt, DeviceLease, Task
 
 STEP = re.compile(r"Step (\d+)/\d+")
 _STARTED = re.compile(r"Fine-tuning job (?:started|goes on \(attempt (\d+)\))")

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from db.models import Attempt, Task
 from db.session import Database
 from db.states import JOB_TERMINAL
+from db.work_models import Attempt, Task
 from tests.faults import parts
 from tests.faults.history import Witness
 from tests.faults.injections import frozen

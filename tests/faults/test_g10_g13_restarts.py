@@ -13,8 +13,8 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from db.models import Task
 from db.session import Database
+from db.work_models import Task
 from tests.faults import parts
 from tests.faults.history import Witness
 from tests.faults.injections import is_gone, kill

@@ -22,9 +22,10 @@ import redis
 from kombu.exceptions import OperationalError
 from sqlalchemy import func, select
 
-from db.models import DeviceLease, Job
+from db.models import Job
 from db.session import Database
 from db.states import JOB_TERMINAL
+from db.work_models import DeviceLease
 from tests.faults import parts
 from tests.faults.history import Op, check, read_witness
 from tests.faults.injections import frozen, kill

@@ -10,18 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.faults.injections import is_gone
 from tests.stack import Stack, processes_of, start_stack, wait_for
+from tests.workers.test_recovery import RESUMED, messages_of, submit, wait_for_message
 
 OTHER = "host-2"
-HYPERPARAMETERS = {
-    "max_steps": 5_000,
-    "batch_size": 4,
-    "learning_rate": 0.001,
-    "max_length": 128,
-    "save_steps": 10,
-    "logging_steps": 100,
-}
-RESUMED = "Resuming from the checkpoint at step"
 
 
 @pytest.fixture
@@ -71,36 +64,6 @@ def node_states(stack: Stack) -> dict[str, list[str | None]]:
     return {node["name"]: [device["held_by"] for device in node["devices"]] for node in nodes}
 
 
-def submit(stack: Stack, chat_file: Path, **changes: int) -> str:
-    client = stack.sdk()
-    with chat_file.open("rb") as source:
-        file = client.files.create(file=source, purpose="fine-tune")
-    return client.fine_tuning.jobs.create(
-        model="tiny",
-        training_file=file.id,
-        method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS | changes}},  # type: ignore[typeddict-item]
-        extra_body={"resources": {"nproc_per_node": 1, "nnodes": 2}},
-    ).id
-
-
-def messages_of(stack: Stack, job_id: str) -> list[str]:
-    events = stack.sdk(max_retries=5).fine_tuning.jobs.list_events(job_id, limit=100)
-    return [event.message for event in events if event.type == "message"]
-
-
-def wait_for_message(stack: Stack, job_id: str, part: str) -> None:
-    wait_for(
-        lambda: any(part in message for message in messages_of(stack, job_id)),
-        within_s=300,
-        what=f"an event {part!r}",
-        every_s=0.5,
-    )
-
-
-def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.long
 def test_a_killed_host_ends_the_gang_on_all_hosts_and_it_goes_on_from_the_checkpoint(
     two_hosts: Stack, chat_file: Path
@@ -110,7 +73,7 @@ def test_a_killed_host_ends_the_gang_on_all_hosts_and_it_goes_on_from_the_checkp
         host = Host(stack)
         hosts.callback(lambda: host.stop())
         wait_for(lambda: OTHER in node_states(stack), within_s=120, what="the second host")
-        job_id = submit(stack, chat_file)
+        job_id = submit(stack, chat_file, nodes=2)
         wait_for_message(stack, job_id, "Checkpoint created at step")
         assert node_states(stack) == {os.uname().nodename: [job_id], OTHER: [job_id]}
         first_attempt = f"{stack.home}/runs/{job_id}/1"
@@ -121,7 +84,13 @@ def test_a_killed_host_ends_the_gang_on_all_hosts_and_it_goes_on_from_the_checkp
         host.kill()
 
         wait_for(lambda: all(map(is_gone, trainers)), within_s=30, what="both trees to end")
-        wait_for_message(stack, job_id, "; the job waits for another attempt")
+        wait_for(
+            lambda: any(
+                m.endswith("; the job waits for another attempt") for m in messages_of(stack, job_id)
+            ),
+            within_s=200,
+            what="the job to wait",
+        )
         host = Host(stack)
         wait_for_message(stack, job_id, "Fine-tuning job goes on (attempt 2)")
         wait_for_message(stack, job_id, RESUMED)

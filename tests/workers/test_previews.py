@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy import update
 
 from db import files, previews, recovery, tasks, upkeep
-from db.models import Attempt, Model, Preview, Task
+from db.models import Model, Preview
 from db.session import Database
 from db.settings import DatabaseSettings
+from db.work_models import Attempt, Task
 from tests.db.world import World
 from tests.tiny import chat_rows
 from tests.workers.test_hub import jsonl

@@ -35,7 +35,7 @@ def own_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
     assert processes_of(stack.home) == []
 
 
-def submit(stack: Stack, chat_file: Path, **changes: int) -> str:
+def submit(stack: Stack, chat_file: Path, *, nodes: int = 1, **changes: int) -> str:
     client = stack.sdk()
     with chat_file.open("rb") as source:
         file = client.files.create(file=source, purpose="fine-tune")
@@ -43,6 +43,7 @@ def submit(stack: Stack, chat_file: Path, **changes: int) -> str:
         model="tiny",
         training_file=file.id,
         method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS | changes}},  # type: ignore[typeddict-item]
+        extra_body={"resources": {"nproc_per_node": 1, "nnodes": nodes}},
     ).id
 
 
