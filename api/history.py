@@ -1,6 +1,5 @@
 """/v1/fine_tuning/jobs/{id}/…: what a job did: events, checkpoints, log."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -9,12 +8,10 @@ from api import render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, Limit, SettingsDep
 from api.job_schemas import CheckpointList, EventList
-from api.run_files import newest_attempt
+from api.run_files import newest_attempt, read_log_piece
 from db import checkpoints, events, jobs
 
 router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
-
-_LOG_MAX_BYTES = 1024 * 1024
 
 
 @router.get("/events", summary="List fine-tuning events")
@@ -79,27 +76,6 @@ def read_log(
     with database.read() as session:
         job = jobs.get(session, job_id, org_id=caller.org_id)
     number = attempt or newest_attempt(settings.runs_dir / job.id)
-    text = _read_log(settings.runs_dir / job.id / str(number) / "log.txt", offset_bytes=offset)
+    text = read_log_piece(settings.runs_dir / job.id / str(number), offset_bytes=offset)
     headers = {"x-next-offset": str(offset + len(text)), "x-attempt": str(number)}
     return Response(text, media_type="text/plain", headers=headers)
-
-
-def _read_log(path: Path, *, offset_bytes: int) -> bytes:
-    if not path.is_file():
-        return b""
-    with path.open("rb") as log:
-        log.seek(offset_bytes)
-        text = log.read(_LOG_MAX_BYTES)
-    return _whole_characters(text)
-
-
-def _whole_characters(text: bytes) -> bytes:
-    """`text` without a UTF-8 character that is cut off at its end."""
-    for size in range(1, min(3, len(text)) + 1):
-        byte = text[-size]
-        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
-            needed = 2 + (byte >= 0xE0) + (byte >= 0xF0)
-            return text[:-size] if needed > size else text
-        if byte < 0x80:
-            return text
-    return text

@@ -14,10 +14,12 @@ from api import (
     chat,
     deployments,
     errors,
+    event_stream,
     files,
     health,
     history,
     jobs,
+    log_stream,
     methods,
     models,
     nodes,
@@ -25,7 +27,6 @@ from api import (
     prepared,
     previews,
     retries,
-    stream,
     uploads,
     watch,
 )
@@ -69,7 +70,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
     data = (files, uploads, previews, prepared)
-    work = (jobs, retries, pipelines, history, stream, artifacts, methods)
+    work = (jobs, retries, pipelines, history, event_stream, log_stream, artifacts, methods)
     for resource in (*data, *work, models, deployments, nodes, chat):
         v1.include_router(resource.router)
     app.include_router(v1)

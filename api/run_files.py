@@ -8,7 +8,9 @@ from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/(.+)")
 _MANIFEST = "MANIFEST.json"  # a checkpoint is complete when it has one
-_LOGS = {"log.txt": "logs/train.log", "merge.log": "logs/merge.log"}
+_LOG = "log.txt"
+_LOG_PIECE_BYTES = 1024 * 1024
+_LOGS = {_LOG: "logs/train.log", "merge.log": "logs/merge.log"}
 _METRICS = ("trainer_state.json", "train_results.json", "eval_results.json", "evaluation.json")
 _MODEL = ("config.json", "generation_config.json")
 
@@ -82,3 +84,25 @@ def _kind_of(name: str) -> str:
         return "metrics"
     # All weights were trained, and there is no adapter.
     return "model" if name.startswith("model") or name in _MODEL else "tokenizer"
+
+
+def read_log_piece(run_dir: Path, *, offset_bytes: int) -> bytes:
+    """What an attempt's trainer printed from there on, at most 1 MiB of whole characters."""
+    try:
+        with (run_dir / _LOG).open("rb") as log:
+            log.seek(offset_bytes)
+            return _whole_characters(log.read(_LOG_PIECE_BYTES))
+    except FileNotFoundError:  # nothing was printed yet
+        return b""
+
+
+def _whole_characters(text: bytes) -> bytes:
+    """`text` without a UTF-8 character that is cut off at its end."""
+    for size in range(1, min(3, len(text)) + 1):
+        byte = text[-size]
+        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
+            needed = 2 + (byte >= 0xE0) + (byte >= 0xF0)
+            return text[:-size] if needed > size else text
+        if byte < 0x80:
+            return text
+    return text

@@ -8,18 +8,19 @@ will lead, so that no two tasks can each hold what the other needs.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, text, tuple_, union_all, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db import disk, gangs, nodes, quarantine
-from db.session import changed_one, clock
+from db import disk, gangs, nodes
+from db.session import changed_one, timestamp
 from db.tasks import Lease, Owner
-from db.work_models import Attempt, DeviceLease, Task
+from db.work_models import LARGE, Attempt, DeviceLease, Quarantine, Task
 
 # As many as other claimers may snatch away between our look and our swap.
-_CANDIDATES = 32
+_CANDIDATES = 16
 _MOST_DEVICES = 64  # that a job may ask of a node
 _RANK = (Task.priority.desc(), Task.created_at, Task.id)
 
@@ -45,15 +46,14 @@ def claim(
     """
     if nodes.is_draining(session, owner.node):
         return None
-    kept_away = quarantine.reasons(session)
-    usable = [device for device in devices if (owner.node, device) not in kept_away]
-    offer = _Offer(owner, usable, shared_slot, ttl_s, free_bytes)
     while True:
-        now = clock(session)
-        free = _free_devices(session, node=owner.node, devices=usable)
-        waiting = _list_waiting(session, queue, offer, free=len(free), now=now, passing_s=passing_s)
+        held, unusable = _look_at_devices(session, owner.node)
+        usable = [device for device in devices if device not in unusable]
+        free = [device for device in usable if device not in held]
+        offer = _Offer(owner, len(usable), free, shared_slot, ttl_s, free_bytes)
+        waiting = _list_waiting(session, queue, offer, passing_s=passing_s)
         with suppress(IntegrityError):  # another claimer took one of these devices: look at what is left
-            return _take_first(session, waiting, offer, free=free, now=now)
+            return _take_first(session, waiting, offer)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class _Offer:
     """What a node has to give."""
 
     owner: Owner
-    devices: list[str]
+    n_usable: int  # devices, free or not
+    free: list[str]
     shared_slot: bool
     ttl_s: float
     free_bytes: int | None
@@ -71,78 +72,75 @@ class _Offer:
         return min(task.devices_needed, 1) if self.shared_slot else task.devices_needed
 
 
-def _list_waiting(
-    session: Session, queue: str, offer: _Offer, *, free: int, now: float, passing_s: float
-) -> Select[Task]:
+def _list_waiting(session: Session, queue: str, offer: _Offer, *, passing_s: float) -> Select[Task]:
     """What may be claimed, devices of other nodes and room on the disk apart."""
+    now = timestamp(session)
     waiting = select(Task).where(Task.queue == queue, Task.status == "queued", Task.not_before <= now)
-    usable = _MOST_DEVICES if offer.shared_slot else len(offer.devices)
-    kept = _find_kept_waiting(session, waiting, free=free, usable=usable, since=now - passing_s)
-    if not (offer.shared_slot and free):  # what cannot fit must not stand before what does
-        waiting = waiting.where(Task.devices_needed <= free)
+    kept = _find_kept_waiting(session, waiting, offer, since=now - passing_s)
+    if not (offer.shared_slot and offer.free):  # what cannot fit must not stand before what does
+        waiting = waiting.where(Task.devices_needed <= len(offer.free))
     if (
         kept is not None
         and _has_room(session, kept, free_bytes=offer.free_bytes)
-        and _can_gather(session, kept, offer, now=now)
+        and _can_gather(session, kept, offer)
     ):
         waiting = waiting.where(_is_not_after(kept))
     return waiting.order_by(*_RANK).limit(_CANDIDATES)
 
 
-def _take_first(
-    session: Session, waiting: Select[Task], offer: _Offer, *, free: list[str], now: float
-) -> Lease | None:
+def _take_first(session: Session, waiting: Select[Task], offer: _Offer) -> Lease | None:
     """Lease the first task that fits. Raises IntegrityError, with nothing done, if a device is gone."""
-    node, expires_at = offer.owner.node, now + offer.ttl_s
+    node, expires_at = offer.owner.node, timestamp(session) + offer.ttl_s
     for task in session.scalars(waiting):
         needed = offer.count_needed(task)
-        if needed > len(free) or not _has_room(session, task, free_bytes=offer.free_bytes):
+        if needed > len(offer.free) or not _has_room(session, task, free_bytes=offer.free_bytes):
             continue
-        partners = _find_partners(session, task, offer, now=now)
+        partners = _find_partners(session, task, offer)
         if len(partners) < task.nodes_needed - 1:
             continue
         with session.begin_nested():
             if not _swap(session, task, owner=offer.owner, expires_at=expires_at):
                 continue  # another claimer has it
-            lease = _record_claim(session, task, owner=offer.owner, leased={node: free[:needed]} | partners)
+            lease = _record_claim(
+                session, task, owner=offer.owner, leased={node: offer.free[:needed]} | partners
+            )
             gangs.call(session, lease.attempt_id, list(partners), expires_at=expires_at)
             return lease
     return None
 
 
-def _find_kept_waiting(
-    session: Session, waiting: Select[Task], *, free: int, usable: int, since: float
-) -> Task | None:
+def _find_kept_waiting(session: Session, waiting: Select[Task], offer: _Offer, *, since: Any) -> Task | None:
     """The first task that has waited since then for more than is free, but not for more than there is."""
-    fits_later = (or_(Task.devices_needed > free, Task.nodes_needed > 1), Task.devices_needed <= usable)
+    n_free, n_usable = len(offer.free), _MOST_DEVICES if offer.shared_slot else offer.n_usable
+    fits_later = (or_(Task.devices_needed > n_free, Task.nodes_needed > 1), Task.devices_needed <= n_usable)
     for_long = (Task.created_at <= since, Task.not_before <= since)
-    return session.scalars(waiting.where(*fits_later, *for_long).order_by(*_RANK).limit(1)).first()
+    # What is small fits as soon as anything is free. Said for the index, which holds the few that are not.
+    large = text(f"({LARGE})")
+    return session.scalars(waiting.where(large, *fits_later, *for_long).order_by(*_RANK).limit(1)).first()
 
 
-def _can_gather(session: Session, task: Task, offer: _Offer, *, now: float) -> bool:
+def _can_gather(session: Session, task: Task, offer: _Offer) -> bool:
     """Whether there are enough nodes for a task, busy or not."""
     if task.nodes_needed == 1:
         return True
-    return len(_find_nodes(session, task, offer, now=now, free=False)) >= task.nodes_needed
+    return len(_find_nodes(session, task, offer, free=False)) >= task.nodes_needed
 
 
-def _find_partners(session: Session, task: Task, offer: _Offer, *, now: float) -> dict[str, list[str]]:
+def _find_partners(session: Session, task: Task, offer: _Offer) -> dict[str, list[str]]:
     """The other nodes that a task could be claimed on now, with their devices; no more than it needs."""
     if task.nodes_needed == 1:
         return {}
-    able = _find_nodes(session, task, offer, now=now, free=True)
+    able = _find_nodes(session, task, offer, free=True)
     others = [node for node in able if node != offer.owner.node]
     return {node: able[node] for node in others[: task.nodes_needed - 1]}
 
 
-def _find_nodes(
-    session: Session, task: Task, offer: _Offer, *, now: float, free: bool
-) -> dict[str, list[str]]:
+def _find_nodes(session: Session, task: Task, offer: _Offer, *, free: bool) -> dict[str, list[str]]:
     return gangs.find_nodes(
         session,
         needed=offer.count_needed(task),
         shared_slot=offer.shared_slot,
-        seen_since=now - offer.ttl_s,
+        seen_since=timestamp(session) - offer.ttl_s,
         free=free,
     )
 
@@ -162,7 +160,7 @@ def _has_room(session: Session, task: Task, *, free_bytes: int | None) -> bool:
     return 2 * disk.estimate_checkpoint_bytes(session, task.subject_id) <= free_bytes
 
 
-def _swap(session: Session, task: Task, *, owner: Owner, expires_at: float) -> bool:
+def _swap(session: Session, task: Task, *, owner: Owner, expires_at: Any) -> bool:
     # Whoever is at this task already will have it: to wait for the end of that would hold up the whole queue.
     still_free = (
         select(Task.id)
@@ -183,17 +181,22 @@ def _swap(session: Session, task: Task, *, owner: Owner, expires_at: float) -> b
     )
 
 
-def _free_devices(session: Session, *, node: str, devices: Sequence[str]) -> list[str]:
-    held = set(
-        session.scalars(
-            select(DeviceLease.device).where(DeviceLease.node == node, DeviceLease.released_at.is_(None))
-        )
+def _look_at_devices(session: Session, node: str) -> tuple[set[str], set[str]]:
+    """Devices of a node that are held by somebody, and those that nobody may use."""
+    held = select(DeviceLease.device, literal(True)).where(
+        DeviceLease.node == node, DeviceLease.released_at.is_(None)
     )
-    return [device for device in devices if device not in held]
+    unusable = select(Quarantine.device, literal(False)).where(
+        Quarantine.node == node, Quarantine.released_at.is_(None)
+    )
+    found = session.execute(union_all(held, unusable)).all()
+    return (
+        {device for device, is_held in found if is_held},
+        {device for device, is_held in found if not is_held},
+    )
 
 
 def _record_claim(session: Session, task: Task, *, owner: Owner, leased: dict[str, list[str]]) -> Lease:
-    now = clock(session)  # after the swap, which may have waited for the last holder to let go
     attempt = Attempt(
         task_id=task.id,
         org_id=task.org_id,
@@ -201,23 +204,22 @@ def _record_claim(session: Session, task: Task, *, owner: Owner, leased: dict[st
         node=owner.node,
         owner_pid=owner.pid,
         owner_started_at=owner.started_at,
-        started_at=now,
+        started_at=timestamp(session),
         events_offset=0,
     )
     session.add(attempt)
     session.flush()
     # In one order everywhere: two claimers that each wait for the other's device would never end.
     places = sorted((node, device) for node, devices in leased.items() for device in devices)
-    rows = [
-        DeviceLease(node=node, device=device, attempt_id=attempt.id, leased_at=now) for node, device in places
-    ]
-    for row in rows:
-        session.add(row)
-        session.flush()
-    held_since = clock(session)  # an insert may have waited for the last holder to let go
-    for row in rows:
-        row.leased_at = held_since
+    session.add_all(
+        DeviceLease(node=node, device=device, attempt_id=attempt.id, leased_at=0.0) for node, device in places
+    )
     session.flush()
+    # Each insert may have waited for the last holder to let go.
+    held_since = update(DeviceLease).where(DeviceLease.attempt_id == attempt.id)
+    session.execute(
+        held_since.values(leased_at=timestamp(session)).execution_options(synchronize_session=False)
+    )
     return Lease(
         task_id=task.id,
         attempt_id=attempt.id,

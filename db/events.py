@@ -10,7 +10,7 @@ from db.ids import new_id
 from db.models import Event, Job
 from db.pages import Page, paginate
 from db.scope import scoped
-from db.session import clock
+from db.session import timestamp
 
 
 def add(
@@ -21,10 +21,12 @@ def add(
     level: str = "info",
     type_: str = "message",
     data: dict[str, Any] | None = None,
+    locked: bool = False,
 ) -> None:
-    """Append an event to the history of `job`."""
+    """Append an event to the history of `job`, whose row may be `locked` by this transaction already."""
     # PostgreSQL numbers rows before they are committed; whoever reads after number 8 must not miss a late 7.
-    session.execute(select(Job.id).where(Job.id == job.id).with_for_update())
+    if not locked:
+        session.execute(select(Job.id).where(Job.id == job.id).with_for_update())
     session.add(
         Event(
             id=new_id("ftevent-"),
@@ -34,7 +36,7 @@ def add(
             type=type_,
             message=message,
             data=data or {},
-            created_at=clock(session),
+            created_at=timestamp(session),
         )
     )
     session.flush()

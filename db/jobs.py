@@ -13,7 +13,7 @@ from db.ids import new_id
 from db.models import Job
 from db.new_jobs import NewJob, Place
 from db.scope import scoped
-from db.session import clock
+from db.session import clock, timestamp
 from db.states import JOB_TERMINAL, check_job_transition
 from db.tasks import Lease
 
@@ -143,9 +143,8 @@ def start(session: Session, lease: Lease, *, resolved: dict[str, Any]) -> Job:
     job = _lock(session, lease.subject_id)
     again = job.started_at is not None
     message = f"Fine-tuning job goes on (attempt {lease.token})" if again else "Fine-tuning job started"
-    job.started_at = job.started_at or clock(session)
-    job.resolved = resolved
-    _move(session, job, "running", message=message)
+    started_at = job.started_at or timestamp(session)
+    _move(session, job, "running", message=message, started_at=started_at, resolved=resolved)
     return job
 
 
@@ -343,22 +342,22 @@ def _move(
     message: str,
     level: str = "info",
     error: dict[str, Any] | None = None,
+    **values: Any,
 ) -> None:
     current = job.status
     if not check_job_transition(current, following):
         raise IllegalTransition(f"job {job.id}: {current} -> {following}")
     session.flush()
-    values: dict[str, Any] = {"status": following}
+    values["status"] = following
     if following in JOB_TERMINAL:
-        values |= {"finished_at": clock(session), "error": error, "phase": None}
+        values |= {"finished_at": timestamp(session), "error": error, "phase": None}
     elif following in ("queued", "paused"):
         values["phase"] = None
     moved = update(Job).where(Job.id == job.id, Job.status == current).values(**values).returning(Job)
     if not session.scalars(moved, execution_options={"populate_existing": True}).all():
         raise IllegalTransition(f"job {job.id}: no longer {current}")
-    events.add(
-        session, job, message, level=level, data={"status": following} | ({"error": error} if error else {})
-    )
+    data = {"status": following} | ({"error": error} if error else {})
+    events.add(session, job, message, level=level, data=data, locked=True)  # by the update
     if following in JOB_TERMINAL and job.pipeline_id is not None:
         _tell_dependents(session, job)
 

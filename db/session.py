@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from sqlalchemy import Connection, CursorResult, Engine, Update, create_engine, event, func, select, text
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Double,
+    Engine,
+    Update,
+    create_engine,
+    event,
+    func,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
@@ -62,6 +74,16 @@ def clock(session: Session) -> float:
     """Unix seconds by the database's clock: leases of several hosts must be compared on one clock."""
     if session.get_bind().dialect.name == "postgresql":
         return float(session.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+    return time.time()
+
+
+def timestamp(session: Session) -> Any:
+    """The same as a value of a statement, read when that is carried out: it costs no statement of its own.
+
+    To SQLAlchemy an expression or a number: add to it, store it, compare with it; nothing else.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        return literal_column("extract(epoch FROM clock_timestamp())::double precision", Double())
     return time.time()
 
 

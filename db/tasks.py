@@ -14,7 +14,7 @@ from sqlalchemy import delete, exists, select, text, update
 from sqlalchemy.orm import Session
 
 from db.errors import LeaseLost
-from db.session import Database, changed_one, clock
+from db.session import Database, changed_one, clock, timestamp
 from db.states import TASK_QUEUES
 from db.work_models import Attempt, DeviceLease, Task
 
@@ -92,7 +92,7 @@ def check(session: Session, lease: Lease, *, ttl_s: float | None = None) -> None
     """
     values: dict[str, Any] = {"node": Task.node}
     if ttl_s is not None:
-        values["lease_expires_at"] = clock(session) + ttl_s
+        values["lease_expires_at"] = timestamp(session) + ttl_s
     held = changed_one(
         session,
         update(Task)
@@ -152,7 +152,7 @@ def reopen(session: Session, *, kind: str, subject_id: str) -> bool:
         session,
         update(Task)
         .where(Task.kind == kind, Task.subject_id == subject_id, Task.status == "closed")
-        .values(status="queued", created_at=clock(session)),
+        .values(status="queued", created_at=timestamp(session)),
     )
 
 
@@ -221,7 +221,7 @@ def release_devices(session: Session, attempt_id: int, *, node: str | None = Non
             DeviceLease.node == (node or owners),
             DeviceLease.released_at.is_(None),
         )
-        .values(released_at=clock(session))
+        .values(released_at=timestamp(session))
         .execution_options(synchronize_session=False)
     )
 
@@ -260,7 +260,7 @@ def _end_attempt(session: Session, attempt_id: int, *, outcome: str, exit_: dict
     session.execute(
         update(Attempt)
         .where(Attempt.id == attempt_id)
-        .values(ended_at=clock(session), outcome=outcome, exit=exit_)
+        .values(ended_at=timestamp(session), outcome=outcome, exit=exit_)
         .execution_options(synchronize_session=False)
     )
 
@@ -271,7 +271,7 @@ def _back_to_queue(session: Session, task_id: int, *, charge: bool, delay_s: flo
     if charged >= task.max_attempts:
         _leave(session, task_id, status="closed")
         return False
-    _leave(session, task_id, status="queued", charged=charged, not_before=clock(session) + delay_s)
+    _leave(session, task_id, status="queued", charged=charged, not_before=timestamp(session) + delay_s)
     return True
 
 

@@ -8,11 +8,15 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db import states
 from db.tables import Base, BigKey, Owned, one_of, unique_where
+
+# Tasks that others pass while too little is free. The index and the query must have the same words.
+LARGE = "devices_needed > 1 OR nodes_needed > 1"
 
 
 class Task(Owned, Base):
@@ -30,7 +34,14 @@ class Task(Owned, Base):
         CheckConstraint("(status = 'leased') = (lease_expires_at IS NOT NULL)", name="leased_has_expiry"),
         CheckConstraint("charged >= 0 AND charged <= max_attempts", name="charged"),
         UniqueConstraint("kind", "subject_id"),
-        Index(None, "status", "queue", "priority", "created_at"),
+        Index("ix_tasks_order", "status", "queue", text("priority DESC"), "created_at", "id"),
+        Index(
+            "ix_tasks_large",
+            "queue",
+            "created_at",
+            sqlite_where=text(f"status = 'queued' AND ({LARGE})"),
+            postgresql_where=text(f"status = 'queued' AND ({LARGE})"),
+        ),
     )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     kind: Mapped[str]

@@ -179,7 +179,7 @@ def test_refusals_come_before_the_stream(remote, job_id, as_stranger):
 
 
 def test_silence_is_filled_with_pings(remote, job_id, monkeypatch):
-    monkeypatch.setattr("api.stream.PING_S", 0.05)
+    monkeypatch.setattr("api.event_stream.PING_S", 0.05)
     with stream(remote, job_id) as lines:
         take(frames(lines), 3)
         assert [next(lines) for _ in range(5)] == ["", ": ping", "", ": ping", ""]
@@ -193,6 +193,104 @@ def test_whoever_leaves_is_not_waited_for(remote, app, job_id):
     with pytest.raises(httpx.ReadTimeout):
         remote.get(f"{JOBS}/{job_id}?wait=60", timeout=0.5)
     wait_for(lambda: app.state.watch.waiting == 0, within_s=5, what="the long poll to be forgotten")
+
+
+# --- the log as a stream ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log_of(world, job_id):
+    """Appends to the log of an attempt."""
+
+    def append(attempt: int, text: bytes) -> None:
+        folder = world.settings.runs_dir / job_id / str(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("ab") as log:
+            log.write(text)
+
+    return append
+
+
+@contextmanager
+def log_stream(client: httpx.Client, job_id: str, last_id: str | None = None) -> Iterator[Iterator[str]]:
+    headers = {} if last_id is None else {"last-event-id": last_id}
+    with client.stream("GET", f"{JOBS}/{job_id}/logs/stream", headers=headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["x-accel-buffering"] == "no"
+        yield answer.iter_lines()
+
+
+def log_frames(lines: Iterator[str]) -> Iterator[tuple[str, int, str]]:
+    """(id, attempt, text) of each frame, up to `[DONE]`; fails when the stream ends without."""
+    frame_id = ""
+    for line in lines:
+        if line.startswith("id: "):
+            frame_id = line.removeprefix("id: ")
+        elif line == "data: [DONE]":
+            assert list(lines) == [""]
+            return
+        elif line.startswith("data: "):
+            said = json.loads(line.removeprefix("data: "))
+            yield frame_id, said["attempt"], said["text"]
+        else:
+            assert line == "" or line.startswith(":")
+    pytest.fail("the stream ended without [DONE]")
+
+
+@on_both
+def test_the_log_is_told_as_it_is_written_attempt_after_attempt(remote, world, job_id, log_of):
+    with log_stream(remote, job_id) as lines:
+        told = log_frames(lines)
+        lease = world.start(job_id)
+        log_of(1, "one € \u2028\n".encode() + "€".encode()[:2])
+        first = next(told)
+        assert first[1:] == (1, "one € \u2028\n")  # of a character only the whole
+        log_of(1, "€".encode()[2:] + b" two\n")
+        second = next(told)
+        assert second[1:] == (1, "€ two\n")
+        log_of(2, b"again\n")
+        third = next(told)
+        assert third[1:] == (2, "again\n")
+        log_of(2, b"last words\n")
+        fail(world, lease)
+        rest = list(told)
+    assert "".join(text for _, _, text in rest) == "last words\n"
+    with log_stream(remote, job_id, first[0]) as lines:  # from the middle of the first attempt
+        again = list(log_frames(lines))
+    assert [(attempt, text) for _, attempt, text in again] == [(1, "€ two\n"), (2, "again\nlast words\n")]
+    with log_stream(remote, job_id, again[-1][0]) as lines:
+        assert list(log_frames(lines)) == []
+
+
+def test_a_long_log_comes_in_pieces_and_whole(remote, world, job_id, log_of):
+    lease = world.start(job_id)
+    text = "".join(f"{n} ä\n" for n in range(300_000))
+    log_of(1, text.encode())
+    fail(world, lease)
+    with log_stream(remote, job_id) as lines:
+        pieces = list(log_frames(lines))
+    assert len(pieces) > 1
+    assert "".join(piece for _, _, piece in pieces) == text
+    with log_stream(remote, job_id, pieces[0][0]) as lines:
+        assert list(log_frames(lines)) == pieces[1:]
+
+
+@pytest.mark.parametrize("last_id", ["ftevent-1", "1", "1:x", "-1:0", "1:0:0", ":", "9" * 30 + ":1"])
+def test_a_place_that_no_frame_had_is_refused(remote, job_id, last_id):
+    answer = remote.get(f"{JOBS}/{job_id}/logs/stream", headers={"last-event-id": last_id})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
+
+
+def test_the_log_of_a_stranger_is_not_there(remote, job_id, as_stranger):
+    assert remote.get(f"{JOBS}/ftjob-unknown/logs/stream").status_code == 404
+    assert remote.get(f"{JOBS}/{job_id}/logs/stream", headers=as_stranger).status_code == 404
+
+
+def test_a_silent_log_is_filled_with_pings(remote, job_id, monkeypatch):
+    monkeypatch.setattr("api.event_stream.PING_S", 0.05)
+    monkeypatch.setattr("api.log_stream._LOOK_EVERY_S", 0.05)
+    with log_stream(remote, job_id) as lines:
+        assert [next(lines) for _ in range(4)] == [": ping", "", ": ping", ""]
 
 
 # --- what watching costs ------------------------------------------------------------------------------------

@@ -77,9 +77,15 @@ def test_an_empty_database_gets_every_table(database: Database):
 
 
 def test_autogenerate_finds_nothing_to_do(database: Database):
+    sqlite = database.engine.dialect.name == "sqlite"
+
+    def is_comparable(_item: Any, name: str | None, *_: Any) -> bool:
+        return not (sqlite and name == "ix_tasks_order")  # SQLite does not tell that a column is DESC
+
     with database.read() as session:
         context = MigrationContext.configure(
-            session.connection(), opts={"compare_type": True, "compare_server_default": True}
+            session.connection(),
+            opts={"compare_type": True, "compare_server_default": True, "include_object": is_comparable},
         )
         assert compare_metadata(context, Base.metadata) == []
 

@@ -44,5 +44,9 @@ def test_delete_ends_the_process_and_the_next_chat_starts_another(stack: Stack, 
     with stack.http() as client:
         assert client.delete(f"/deployments/{deployed}").json()["deleted"] is True
         wait_for(lambda: not engine.is_running(), within_s=20, what="the end of the engine")
-        assert client.get(f"/deployments/{deployed}").json()["status"] == "stopped"
+        wait_for(
+            lambda: client.get(f"/deployments/{deployed}").json()["status"] == "stopped",
+            within_s=20,
+            what="the node to say so",
+        )
     stack.sdk().chat.completions.create(**QUESTION)  # type: ignore[call-overload]

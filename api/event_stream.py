@@ -25,6 +25,7 @@ router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
 logger = logging.getLogger(__name__)
 
 PING_S = 15.0
+HEADERS = {"x-accel-buffering": "no", "cache-control": "no-cache"}  # a proxy that buffers makes it one lump
 _BATCH_EVENTS = 100
 
 
@@ -56,9 +57,7 @@ async def stream_events(
     except Conflict as error:
         param = "Last-Event-ID" if last_event_id else "after"
         raise Conflict(error.code, str(error), param=param) from error
-    # Proxies that buffer would turn the stream into one late lump.
-    headers = {"x-accel-buffering": "no", "cache-control": "no-cache"}
-    return StreamingResponse(_frames(feed, batch, watch), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_frames(feed, batch, watch), media_type="text/event-stream", headers=HEADERS)
 
 
 @dataclass(frozen=True)
