@@ -209,7 +209,8 @@ def _record_claim(session: Session, task: Task, *, owner: Owner, leased: dict[st
     )
     session.add(attempt)
     session.flush()
-    # In one order everywhere: two claimers that each wait for the other's device would never end.
+    # In one order everywhere, which the statement for all of them keeps: two claimers that each wait for the
+    # other's device would never end.
     places = sorted((node, device) for node, devices in leased.items() for device in devices)
     session.add_all(
         DeviceLease(node=node, device=device, attempt_id=attempt.id, leased_at=0.0) for node, device in places
