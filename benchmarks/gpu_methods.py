@@ -29,9 +29,10 @@ from workers.gpus import list_gpus  # noqa: E402
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32}
 SETTINGS: dict[str, Any] = {
     "max_validation_overlap": 1,
+    "max_eval_samples": 32,
     "dtype": "bfloat16",
     "batch_size": 16,
-    "n_epochs": 2,
+    "n_epochs": 1,
     "learning_rate": 2e-4,
 }
 ANSWERS = {"max_length": 128, "output_max_length": 32, "max_steps": 8}
@@ -124,16 +125,19 @@ def _build(folder: Path, shape: dict[str, int]) -> int:
 
 
 def run_pipeline(service: Service, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Submits these stages at once; yields each stage's name and job as it has succeeded."""
+    """Submits these stages at once; yields each stage's name and job as it has succeeded.
+
+    A stage whose upstream is left out begins with the base.
+    """
     text = "".join(f"Aspirin thins the blood. Case {n}: {n % 7} tablets were taken.\n" for n in range(600))
     chats, pairs = service.upload_rows(chat_rows(256)), service.upload_rows(preferences(256))
     prompts = service.upload_rows(
         [{"question": f"How is case {n} treated?", "tablets": str(n % 9)} for n in range(128)]
     )
-    tuned = {"stage": "sft"}
+    tuned = {"stage": "sft"} if "sft" in names else "tiny"
     stages = [
         stage("pt", "tiny", service.upload("corpus.txt", text), "pretraining", block_size=256),
-        stage("sft", {"stage": "pt"}, chats, "supervised", max_length=256),
+        stage("sft", {"stage": "pt"} if "pt" in names else "tiny", chats, "supervised", max_length=256),
         stage("rm", tuned, pairs, "reward", max_length=256),
         stage(
             "rl",
