@@ -1,5 +1,7 @@
 """Jobs that can never succeed stop, each after as many attempts as it deserves, and say why (G8)."""
 
+import json
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,15 +18,16 @@ from tests.stack import Stack, processes_of, start_stack, wait_for
 from tests.workers.test_recovery import job_of, submit, wait_for_end
 
 
-@pytest.fixture
-def own_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
+@pytest.fixture(scope="module")
+def own_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
     """A stack with the tiny model, and with one whose weights are no numbers."""
-    broken = tmp_path / "broken"
+    folder = tmp_path_factory.mktemp("poison")
+    broken = folder / "broken"
     shutil.copytree(tiny_model, broken)
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    stack = start_stack(tmp_path / "home", import_dirs=[tmp_path, tiny_model])
+    stack = start_stack(folder / "home", import_dirs=[folder, tiny_model])
     stack.import_model(tiny_model, model_id="tiny")
     stack.import_model(broken, model_id="broken")
     yield stack
@@ -90,3 +93,31 @@ def test_a_trainer_that_always_crashes_gets_three_attempts(own_stack: Stack, cha
     assert (found["code"], found["attempts"], found["retryable"]) == ("trainer_killed", 3, True)
     assert found["message"] == "The trainer was killed by SIGSEGV; no attempt is left."
     assert any("SIGSEGV" in line for line in found["log_tail"])
+
+
+@pytest.mark.long
+def test_a_job_that_lacks_memory_goes_on_with_half_a_pass(own_stack: Stack, tmp_path: Path) -> None:
+    """The kernel grants the first attempt next to nothing beyond what it has when its first step begins."""
+    long = {"role": "assistant", "content": "Aspirin thins the blood. " * 400}
+    rows = tmp_path / "long.jsonl"
+    rows.write_text(f"{json.dumps({'messages': [{'role': 'user', 'content': 'Tell.'}, long]})}\n" * 32)
+    settings = {"max_steps": 2, "batch_size": 32, "micro_batch_size": 32, "max_length": 2048}
+    with own_stack.http() as http:
+        file = http.post("/files", files={"file": rows.open("rb")}, data={"purpose": "fine-tune"}).json()
+        method = {"type": "supervised", "supervised": {"hyperparameters": settings}}
+        body = {"model": "tiny", "training_file": file["id"], "method": method, "on_oom": "halve_batch"}
+        job_id = http.post("/fine_tuning/jobs", json=body).json()["id"]
+
+        def messages() -> list[str]:
+            page = http.get(f"/fine_tuning/jobs/{job_id}/events?limit=100").json()["data"]
+            return [event["message"] for event in page]
+
+        wait_for(lambda: any("trainable parameters" in m for m in messages()), within_s=150, what="the model")
+        for process in ranks_of(own_stack, job_id, 1):
+            allowed = process.memory_info().vms + (64 << 20)
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (allowed, allowed))
+        job = wait_for_end(own_stack, job_id)
+        assert job["status"] == "succeeded", (job["error"], messages())
+        said = "Too little memory for passes of 32 rows: it goes on with 16, and a batch stays 32 rows"
+        assert any(said in message for message in messages()), messages()
+    assert (job["hyperparameters"]["micro_batch_size"], job["hyperparameters"]["batch_size"]) == (16, 32)
