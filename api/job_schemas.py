@@ -82,7 +82,11 @@ class Training(Body):
         "with half of `micro_batch_size` and the same batch, down to one row at once.",
     )
     priority: int = Field(
-        default=0, ge=-10, le=10, strict=True, description="Waiting jobs with a higher one are started first."
+        default=0,
+        ge=-10,
+        le=10,
+        strict=True,
+        description="Of a tenant's waiting jobs, those with a higher one are started first.",
     )
 
 
@@ -157,7 +161,9 @@ class JobObject(BaseModel):
     on_oom: str | None
     retry_of: str | None = Field(description="The job that this one tries again.")
     queue_position: int | None = Field(
-        default=None, description="Jobs that will be started earlier. Only on single jobs that wait."
+        default=None,
+        description="Jobs that will be started earlier, of other tenants too, as if none that runs ended "
+        "before. Only on single jobs that wait.",
     )
     blocked_by: list[dict[str, Any]] | None = Field(
         default=None,

@@ -1,11 +1,11 @@
 """Ten thousand queued jobs on PostgreSQL (G32): what a claim and a page of the list cost, and memory.
 
-`python benchmarks/job_queue.py [--jobs 10000] [--claimers 8] [--out FILE]` starts a PostgreSQL and an API of
-its own. Each claimer is a process and a node with one slot; it claims as a worker does (the task, its lease
-and the start of the job in one transaction), and ends the job. First each of them holds its jobs for a
-second on average, which is far less than any job takes; then, until the queue is empty, for no time at all:
-all of them at once without a pause say what the machine can do, not what a worker waits for. Pages of the
-list are read over HTTP before, while nothing is claimed.
+`python benchmarks/job_queue.py [--jobs 10000] [--tenants 1] [--claimers 8] [--out FILE]` starts a PostgreSQL
+and an API of its own. Each claimer is a process and a node with one slot; it claims as a worker does (the
+task, its lease and the start of the job in one transaction), and ends the job. First each of them holds its
+jobs for a second on average, which is far less than any job takes; then, until the queue is empty, for no
+time at all: all of them at once without a pause say what the machine can do, not what a worker waits for.
+Pages of the list are read over HTTP before, while nothing is claimed.
 """
 
 import argparse
@@ -55,6 +55,7 @@ ENDED = {"code": "benchmark", "message": "Ended by the benchmark.", "param": Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--tenants", type=int, default=1)
     parser.add_argument("--claimers", type=int, default=8)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -62,7 +63,13 @@ def main() -> None:
         server = pgserver.get_server(folder + "/postgres", cleanup_mode="stop")
         try:
             url = server.get_uri().replace("postgresql:", "postgresql+psycopg:")
-            result = measure(Path(folder), url, n_jobs=options.jobs, n_claimers=options.claimers)
+            result = measure(
+                Path(folder),
+                url,
+                n_jobs=options.jobs,
+                n_tenants=options.tenants,
+                n_claimers=options.claimers,
+            )
         finally:
             server.cleanup()
     text = json.dumps(result, indent=1)
@@ -71,7 +78,7 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def measure(folder: Path, url: str, *, n_jobs: int, n_claimers: int) -> dict[str, Any]:
+def measure(folder: Path, url: str, *, n_jobs: int, n_tenants: int, n_claimers: int) -> dict[str, Any]:
     """The whole benchmark on an empty database."""
     database = Database(url)
     upgrade(database)
@@ -79,7 +86,7 @@ def measure(folder: Path, url: str, *, n_jobs: int, n_claimers: int) -> dict[str
     with database.write() as session:
         org = keys.ensure_default_org(session)
         key = keys.create(session, org_id=org.id, name="benchmark", role="user", pepper=pepper)
-    fill(World(database, folder), n_jobs=n_jobs)
+    fill(World(database, folder), n_jobs=n_jobs, n_tenants=n_tenants)
     with serve(folder, url, pepper=pepper) as (port, api):
         with httpx.Client(
             base_url=f"http://127.0.0.1:{port}/v1",
@@ -103,6 +110,7 @@ def measure(folder: Path, url: str, *, n_jobs: int, n_claimers: int) -> dict[str
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"cpus": os.cpu_count(), "python": sys.version.split()[0]},
         "jobs": n_jobs,
+        "tenants": n_tenants,
         "claimers": n_claimers,
         # Without the first of each, which opens a connection.
         "claim_ms": quantiles([claim for one in paced for claim in one["claims_s"][1:]]),
@@ -118,14 +126,16 @@ def measure(folder: Path, url: str, *, n_jobs: int, n_claimers: int) -> dict[str
     }
 
 
-def fill(world: World, *, n_jobs: int) -> None:
-    """Queue the jobs of one tenant, all on one checked file."""
+def fill(world: World, *, n_jobs: int, n_tenants: int) -> None:
+    """Queue the jobs of the tenants, those of each on one checked file."""
     world.add_model()
-    new = world.new_job(world.add_file())
+    tenants = [world, *(world.other(f"tenant-{number}") for number in range(1, n_tenants))]
+    new = [(tenant, tenant.new_job(tenant.add_file())) for tenant in tenants]
     for start in range(0, n_jobs, PER_TRANSACTION):
         with world.database.write() as session:
-            for _ in range(min(PER_TRANSACTION, n_jobs - start)):
-                jobs.create(session, new, org_id=world.org_id)
+            for number in range(start, min(start + PER_TRANSACTION, n_jobs)):
+                tenant, job = new[number % n_tenants]
+                jobs.create(session, job, org_id=tenant.org_id)
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """Why a job has not started, and when it may; nothing here changes one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db import job_files
+from db import job_files, turns
 from db.models import File, Job, PipelineStage
 from db.session import clock
+from db.turns import Tenant
 from db.work_models import Attempt, DeviceLease, Task
 
 
@@ -63,7 +64,8 @@ def _explain_queue(session: Session, job: Job) -> Wait | None:
     )
     if own is None:
         return None  # claimed a moment ago
-    earlier = session.scalar(select(func.count()).where(_before(own))) or 0
+    before = turns.count_before(session, own)
+    earlier = sum(before.values())
     nodes = _find_devices(session)
     held = sum(len(times) for times in nodes.values())
     found: list[dict[str, Any]] = []
@@ -74,19 +76,8 @@ def _explain_queue(session: Session, job: Job) -> Wait | None:
     if own.not_before > clock(session):
         found.append({"reason": "pause_after_failure", "until": int(own.not_before)})
     # Nothing stands in its way: no worker has looked yet, or none is there.
-    expected = _expect_start(session, own, nodes=nodes, earlier=earlier)
+    expected = _expect_start(session, own, nodes=nodes, before=before)
     return Wait(earlier, found or [{"reason": "worker"}], expected)
-
-
-def _before(own: Task) -> ColumnElement[bool]:
-    """The condition that a task of the queue is claimed before this one."""
-    same = Task.priority == own.priority
-    earlier = or_(
-        Task.priority > own.priority,
-        and_(same, Task.created_at < own.created_at),
-        and_(same, Task.created_at == own.created_at, Task.id < own.id),
-    )
-    return and_(Task.queue == own.queue, Task.status == "queued", earlier)
 
 
 def _find_devices(session: Session) -> dict[tuple[str, bool], list[float]]:
@@ -110,21 +101,19 @@ def _find_devices(session: Session) -> dict[tuple[str, bool], list[float]]:
 
 
 def _expect_start(
-    session: Session, own: Task, *, nodes: dict[tuple[str, bool], list[float]], earlier: int
+    session: Session, own: Task, *, nodes: dict[tuple[str, bool], list[float]], before: Mapping[Tenant, int]
 ) -> float | None:
     """When enough devices are free for the jobs before this one and for itself.
 
     How long the jobs before it will take is known only of those that run: None if it must outwait others.
     """
     free_at = {node: sorted(times) for node, times in nodes.items()}
-    if earlier >= sum(len(times) for times in free_at.values()):
+    if sum(before.values()) >= sum(len(times) for times in free_at.values()):
         return None
-    order = (Task.priority.desc(), Task.created_at, Task.id)
-    before = session.scalars(select(Task.devices_needed).where(_before(own)).order_by(*order))
     starts_at = inf
-    for devices_needed in [*before, own.devices_needed]:
+    for task in [*turns.list_first(session, own.queue, before), own]:
         starts_at, node, count = min(
-            ((times[n - 1], node, n) for node, times, n in _fits(free_at, devices_needed)),
+            ((times[n - 1], node, n) for node, times, n in _fits(free_at, task.devices_needed)),
             default=(inf, None, 0),
         )
         if node is None or starts_at == inf:

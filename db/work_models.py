@@ -34,13 +34,24 @@ class Task(Owned, Base):
         CheckConstraint("(status = 'leased') = (lease_expires_at IS NOT NULL)", name="leased_has_expiry"),
         CheckConstraint("charged >= 0 AND charged <= max_attempts", name="charged"),
         UniqueConstraint("kind", "subject_id"),
-        Index("ix_tasks_order", "status", "queue", text("priority DESC"), "created_at", "id"),
+        Index("ix_tasks_order", "status", "queue", "org_id", text("priority DESC"), "created_at", "id"),
         Index(
             "ix_tasks_large",
             "queue",
+            "org_id",
+            text("priority DESC"),
             "created_at",
+            "id",
             sqlite_where=text(f"status = 'queued' AND ({LARGE})"),
             postgresql_where=text(f"status = 'queued' AND ({LARGE})"),
+        ),
+        Index(
+            "ix_tasks_turns",
+            "queue",
+            "org_id",
+            "claimed_at",
+            sqlite_where=text("claimed_at IS NOT NULL"),
+            postgresql_where=text("claimed_at IS NOT NULL"),
         ),
     )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -58,6 +69,7 @@ class Task(Owned, Base):
     max_attempts: Mapped[int]
     not_before: Mapped[float]
     created_at: Mapped[float]
+    claimed_at: Mapped[float | None]  # last
 
 
 class Attempt(Owned, Base):

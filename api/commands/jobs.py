@@ -49,7 +49,7 @@ def create(
         typer.Option("-p", "--param", help="Any other hyperparameter.", metavar="NAME=VALUE"),
     ] = None,
     priority: Annotated[
-        int | None, typer.Option(help="From -10 to 10; jobs with a higher one are started first.")
+        int | None, typer.Option(help="From -10 to 10; your jobs with a higher one are started first.")
     ] = None,
     on_oom: Annotated[
         str | None,

@@ -126,6 +126,19 @@ def test_a_waiting_gang_is_not_passed_for_ever(world: World, hosts: list[str]):
     assert passing.subject_id == "late"
 
 
+def test_what_fits_is_found_behind_many_gangs_that_do_not(world: World, hosts: list[str]):
+    enqueue(world, "running", devices=1)
+    assert take(world, hosts[1]) is not None
+    for number in range(40):
+        enqueue(world, f"gang-{number}", devices=2, count=2)
+    enqueue(world, "late", devices=1)
+
+    passing = take(world, hosts[0], passing_s=60.0)
+
+    assert passing is not None
+    assert passing.subject_id == "late"
+
+
 @pytest.mark.parametrize("why", ["draining", "unseen"])
 def test_a_gang_that_cannot_come_together_keeps_nobody_waiting(world: World, hosts: list[str], why: str):
     change = {"state": "draining"} if why == "draining" else {"last_seen_at": 1.0}

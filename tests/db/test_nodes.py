@@ -107,3 +107,14 @@ def test_work_that_writes_no_checkpoints_asks_for_no_room(world: World):
 
     with world.database.read() as session:
         assert session.get_one(Task, lease.task_id).kind == "validate"
+
+
+def test_a_task_that_fits_is_found_behind_many_that_do_not(world: World):
+    large = full_job(world, model_bytes=1000)
+    file_id = world.job(large).training_file
+    for seed in range(40):
+        world.add_job(file_id, model="large", spec=world.job(large).spec, seed=seed)
+    small = world.add_job(file_id).id
+
+    assert world.take(free_bytes=5999).subject_id == small
+    assert world.claim(free_bytes=5999) is None
