@@ -10,7 +10,7 @@ from db.errors import LeaseLost
 from db.gangs import Member
 from db.session import Database
 from workers import launch, leases, processes, shutdown
-from workers.nodes import address_of
+from workers.addresses import address_of
 from workers.settings import WorkerSettings
 from workers.train import read_nproc, run_dir_of
 
@@ -47,15 +47,16 @@ def _run(database: Database, member: Member, settings: WorkerSettings) -> bool:
         heartbeat.beat(lambda _: None)
         return shutdown.requested()
 
+    address = address_of(settings)
     argv = launch.torchrun_in_gang(
         run_dir,
         nproc=nproc,
         nodes=member.nodes,
         rank=member.rank,
         rendezvous=member.rendezvous,
-        address=address_of(settings),
+        address=address,
     )
-    env = launch.environment(marker, member.devices, nproc=nproc, settings=settings)
+    env = launch.environment(marker, member.devices, nproc=nproc, settings=settings, address=address)
     child = launch.spawn(argv, env=env, run_dir=run_dir, log_path=run_dir / f"log-{member.rank}.txt")
     processes.supervise(
         child,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from db.settings import DatabaseSettings
 from workers import processes
+from workers.addresses import interface_of
 from workers.settings import WorkerSettings
 
 
@@ -34,9 +35,9 @@ def torchrun_in_gang(
 
 
 def environment(
-    marker: str, devices: Sequence[str], *, nproc: int, settings: WorkerSettings
+    marker: str, devices: Sequence[str], *, nproc: int, settings: WorkerSettings, address: str | None = None
 ) -> dict[str, str]:
-    """The environment of a trainer that may use `devices`."""
+    """The environment of a trainer that may use `devices`; in a gang, under which address others reach it."""
     gpus = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
     return processes.child_environment(
         marker,
@@ -44,7 +45,16 @@ def environment(
         CUDA_VISIBLE_DEVICES=",".join(gpus),
         OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // nproc)),
         TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(settings.stop_grace_s)),
+        **_interface_for_gloo(address),
     )
+
+
+def _interface_for_gloo(address: str | None) -> dict[str, str]:
+    """Left alone, gloo tells the other nodes what the host's name means here: often a loopback address."""
+    interface = interface_of(address) if address else None
+    if interface is None or "GLOO_SOCKET_IFNAME" in os.environ:  # the operator's word counts
+        return {}
+    return {"GLOO_SOCKET_IFNAME": interface}
 
 
 def spawn(argv: list[str], *, env: dict[str, str], run_dir: Path, log_path: Path) -> subprocess.Popen[bytes]:

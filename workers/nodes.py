@@ -2,14 +2,13 @@
 
 import logging
 import shutil
-import socket
-from functools import lru_cache
 
 from db import nodes, quarantine
 from db.nodes import Device, Facts
 from db.session import Database
 from db.settings import DatabaseSettings
 from workers import gpus, processes
+from workers.addresses import address_of
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -55,16 +54,3 @@ def _describe_device(name: str) -> Device:
         if gpu.id == name:
             return Device(name, kind=gpu.kind, memory_bytes=gpu.memory_bytes, driver=gpu.driver)
     return Device(name, kind="cpu" if name.startswith("slot:") else "gpu")
-
-
-def address_of(settings: WorkerSettings) -> str:
-    """Where other nodes reach this one."""
-    return settings.node_address or _own_address()
-
-
-@lru_cache  # a name that no server knows takes seconds to be refused
-def _own_address() -> str:
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:  # a host without a name that anybody knows
-        return "127.0.0.1"

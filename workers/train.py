@@ -19,9 +19,9 @@ from db.settings import DatabaseSettings
 from db.tasks import Lease
 from trainers import specs
 from workers import dispatch, launch, leases, processes, results, shutdown
+from workers.addresses import address_of
 from workers.last_words import read_exit
 from workers.layouts import layout_of
-from workers.nodes import address_of
 from workers.progress import EventCopier
 from workers.settings import WorkerSettings
 
@@ -91,7 +91,13 @@ class _Attempt:
         )
 
     def _run_child(self, argv: list[str]) -> None:
-        env = launch.environment(self.marker, self.lease.devices, nproc=self.nproc, settings=self.settings)
+        env = launch.environment(
+            self.marker,
+            self.lease.devices,
+            nproc=self.nproc,
+            settings=self.settings,
+            address=address_of(self.settings) if self.lease.nodes > 1 else None,
+        )
         child = launch.spawn(argv, env=env, run_dir=self.run_dir, log_path=self.run_dir / "log.txt")
         processes.supervise(
             child,

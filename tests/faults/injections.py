@@ -55,8 +55,8 @@ class Proxy:
     again; `delay_s` is what every piece of data waits in each direction.
     """
 
-    def __init__(self, target: tuple[str, int] | Path) -> None:
-        self._target = target
+    def __init__(self, target: tuple[str, int] | Path, *, address: str = "127.0.0.1") -> None:
+        self._target, self._address = target, address
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._streams: set[asyncio.StreamWriter] = set()
@@ -86,7 +86,7 @@ class Proxy:
 
     async def _listen(self) -> None:
         self._open.set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self._address, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _turn(self, wire: Wire) -> None:
