@@ -123,12 +123,13 @@ def resume(session: Session, job_id: str, *, org_id: str) -> Job:
 
 
 def files_checked(session: Session, file_id: str) -> None:
-    """Queue or fail the jobs that waited for the check of `file_id`; no stage has to wait to fail."""
+    """Queue or fail the jobs that waited for the check of `file_id`, oldest first; no stage waits to fail."""
     concerned = select(Job.id).where(
         Job.status.in_(("waiting", "validating_files")), job_files.reads(file_id)
     )
     found = set(session.scalars(concerned))
-    for job in lock_all(session, stages.with_dependents(session, found)):
+    kept = lock_all(session, stages.with_dependents(session, found))
+    for job in sorted(kept, key=lambda job: job.created_at):
         if job.id not in found or job.status not in ("waiting", "validating_files"):
             continue
         error = job_files.find_error(session, job)

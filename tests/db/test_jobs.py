@@ -123,6 +123,16 @@ def test_a_check_touches_only_the_jobs_of_its_file(world: World):
     ]
 
 
+def test_jobs_that_waited_for_one_file_are_queued_oldest_first(world: World):
+    file = world.upload()
+    made = [world.add_job(file.id).id for _ in range(6)]
+
+    world.check(file.id)
+
+    tasks_ = sorted((world.task(job_id) for job_id in made), key=lambda task: (task.created_at, task.id))
+    assert [task.subject_id for task in tasks_] == made
+
+
 def test_a_check_that_dies_on_every_attempt_fails_the_waiting_job(world: World):
     job = world.add_job(world.upload().id)
 
