@@ -215,8 +215,9 @@ def ask(service: Service, model: str) -> dict[str, Any]:
     """A chat with the last result, and how long its engine took to come up."""
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": "How is case 3 treated?"}],
+        "messages": [{"role": "user", "content": chat_rows(4)[3]["messages"][0]["content"]}],
         "max_tokens": 32,
+        "temperature": 0,
     }
     began = time.perf_counter()
     while (answer := service.http.post("/chat/completions", json=body)).status_code == 503:
@@ -226,7 +227,10 @@ def ask(service: Service, model: str) -> dict[str, Any]:
     began = time.perf_counter()
     assert service.http.post("/chat/completions", json=body).status_code == 200
     again_s = time.perf_counter() - began
-    return {"first_s": round(first_s, 2), "again_s": round(again_s, 3), "usage": answer.json()["usage"]}
+    told = answer.json()
+    text = told["choices"][0]["message"]["content"]
+    assert text, told
+    return {"first_s": round(first_s, 2), "again_s": round(again_s, 3), "answer": text, "usage": told["usage"]}
 
 
 def gpu_name() -> str | None:
