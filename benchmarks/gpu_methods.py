@@ -230,7 +230,12 @@ def ask(service: Service, model: str) -> dict[str, Any]:
     told = answer.json()
     text = told["choices"][0]["message"]["content"]
     assert text, told
-    return {"first_s": round(first_s, 2), "again_s": round(again_s, 3), "answer": text, "usage": told["usage"]}
+    return {
+        "first_s": round(first_s, 2),
+        "again_s": round(again_s, 3),
+        "answer": text,
+        "usage": told["usage"],
+    }
 
 
 def gpu_name() -> str | None:
