@@ -1,9 +1,10 @@
 """Training data in: from the first byte of a PUT to a checked file; and prepared data, made and used again.
 
 `python benchmarks/data_ingest.py --out FILE` starts its own service, sends 1 GB of conversations as JSON
-lines, and waits for the report: hashed, every row checked, exact duplicates counted. In a round of its own,
-since looking takes time too, the memory of the processes that see the bytes. Then `trainers.prepare`'s own
-functions tokenize rows twice.
+lines, and waits for the report: hashed, every row checked, exact duplicates counted. Before each round one
+thread hashes and decodes the same bytes with nothing to do beside it: `of_decoding` is what part of that
+speed the service has. In a round of its own, since looking takes time too, the memory of the processes that
+see the bytes. Then `trainers.prepare`'s own functions tokenize rows twice.
 """
 
 import argparse
@@ -60,7 +61,6 @@ def main() -> None:
             "cpus": len(os.sched_getaffinity(0)),
             "bytes": rows.stat().st_size,
             "rows": n_rows,
-            "alone_gb_per_s": measure_parts(rows),
             "ingest": ingest(folder, rows, n_rounds=options.rounds),
             "prepare": prepare_twice(folder, n_rows=options.rows, n_rounds=options.rounds),
         }
@@ -110,17 +110,20 @@ def ingest(folder: Path, rows: Path, *, n_rounds: int) -> dict[str, Any]:
     rounds = []
     memory = Memory()
     for n in range(n_rounds + 1):
+        alone = measure_parts(rows)
         stack = start_stack(folder / f"home-{n}", import_dirs=[], RESIDENCY_MAX_UPLOAD_BYTES=str(2 * size))
         try:
             with memory if n == n_rounds else nullcontext():
-                rounds.append(send(stack, rows))
+                rounds.append({"alone_gb_per_s": alone} | send(stack, rows))
         finally:
             stack.stop()
         print(json.dumps(rounds[-1]), flush=True)
     watched = rounds.pop()
     speeds = [size / one["total_s"] / 1e9 for one in rounds]
+    decoding = [one["alone_gb_per_s"]["msgspec"] for one in rounds]
     return {
         "gb_per_s": spread(speeds),
+        "of_decoding": spread([speed / alone for speed, alone in zip(speeds, decoding, strict=True)]),
         "rounds": rounds,
         "watched": watched | {"growth_bytes": memory.growth()},
     }

@@ -108,7 +108,7 @@ def measure(folder: Path, url: str, *, n_jobs: int, n_tenants: int, n_claimers: 
     return {
         "benchmark": "job_queue",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "python": sys.version.split()[0]},
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]},
         "jobs": n_jobs,
         "tenants": n_tenants,
         "claimers": n_claimers,

@@ -74,7 +74,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "uploads",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "python": sys.version.split()[0]},
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]},
         "mib": options.mib,
         "clients": options.clients,
         "client_mib": options.client_mib,

@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
 
 from trainers.faults import RowFault, Unreadable
-from trainers.specs.layouts import Layout
+from trainers.layouts import Layout
 
 MAX_LINE_BYTES = 16 << 20  # of a line, an element of an array, or a record of a table
 _CHUNK_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""What is wrong with a row, by a code that stays the same while the words may change."""
+"""What is wrong with a row or a wish, by a code that stays the same while the words may change."""
 
 from typing import Literal
 
@@ -41,6 +41,16 @@ class Unreadable(RowFault):
     def __init__(self, code: Reason, message: str, *, line: int):
         super().__init__(code, message)
         self.line = line
+
+
+class SpecError(ValueError):
+    """A wish that cannot be granted; `param` is its dotted path in the request."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
 
 
 def reason_of(error: ValueError) -> Reason:

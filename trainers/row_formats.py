@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from trainers.faults import RowFault
 from trainers.json_values import check_unicode, nearest, wrong_type
+from trainers.layouts import PLAIN_TEXT
 from trainers.messages import Message, check_conversation, check_messages, check_prompt, from_sharegpt
-from trainers.specs.layouts import PLAIN_TEXT
 from trainers.tool_calls import Tool, check_tools
 
 # What a row is to a method: something said, two answers of which one was preferred, one answer found good or

@@ -10,9 +10,9 @@ from typing import Any
 from trainers.containers import Block, Record, Span, read_blocks, read_records
 from trainers.faults import Reason, RowFault, Unreadable, reason_of
 from trainers.json_values import load_json
+from trainers.layouts import PLAIN_TEXT, Layout
 from trainers.plain_rows import PlainCheck, make_check
 from trainers.row_formats import FORMATS, AnyRow, Document, RowKind, detect_format, kind_of, read_row
-from trainers.specs.layouts import PLAIN_TEXT, Layout
 
 # What a cell of a table can only hold as JSON.
 _JSON_CELLS = ("messages", "conversations", "history", "tools", "input")

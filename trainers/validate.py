@@ -22,8 +22,8 @@ from trainers.artifacts import digest_file, write_json
 from trainers.containers import Span, split_file
 from trainers.faults import Unreadable
 from trainers.findings import Findings
+from trainers.layouts import Layout
 from trainers.rows import RowError, Rows
-from trainers.specs.layouts import Layout
 
 _SPAWN = get_context("spawn")
 _PART_BYTES = 64 << 20  # at least: a process costs more than it saves on less
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args(arguments)
     layout = Layout(**options.layout) if options.layout is not None else Layout.of(options.file.name)
-    n_processes = min(os.cpu_count() or 1, options.file.stat().st_size // _PART_BYTES)
+    n_processes = min(len(os.sched_getaffinity(0)), options.file.stat().st_size // _PART_BYTES)
     gc.set_threshold(10_000)  # of a block of rows there are fewer objects, and in no circles
     if layout.container == "parquet":
         report = check_apart(options.file, layout)

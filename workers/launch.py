@@ -43,7 +43,7 @@ def environment(
         marker,
         CUDA_DEVICE_ORDER="PCI_BUS_ID",  # as NVML counts
         CUDA_VISIBLE_DEVICES=",".join(gpus),
-        OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // nproc)),
+        OMP_NUM_THREADS=str(max(1, processes.n_cpus() // nproc)),
         TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(settings.stop_grace_s)),
         **_interface_for_gloo(address),
     )

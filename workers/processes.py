@@ -64,10 +64,15 @@ def child_environment(marker: str, **extra: str) -> dict[str, str]:
         # A folder named `trainers` in the working directory would be imported instead of ours.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(n_cpus()),
         "CUDA_VISIBLE_DEVICES": "",
         **extra,
     }
+
+
+def n_cpus() -> int:
+    """Cores for processes of this one: a container or `taskset` may give it some of the machine's."""
+    return len(os.sched_getaffinity(0))
 
 
 def spawn(

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 from sqlalchemy.orm import Session
 
 from db import claims, job_files, jobs, recovery, tasks
@@ -39,13 +39,18 @@ def answer(queue: str) -> None:
     lease = _claim(db, queue, facts)
     if lease is None:
         return
+    _ring_again(db, queue)  # another slot, or another node, may be idle
+    logger.info("%s %s: claimed with token %s", lease.kind, lease.subject_id, lease.token)
+    _RUNNERS[lease.kind](db, lease, settings)
+    _ring_again(db, queue)
+
+
+def _ring_again(db: Database, queue: str) -> None:
+    """Ring if anything waits: an answer to a ring for nothing costs a process."""
     with db.read() as session:
         more = tasks.waiting(session, queue)
     if more:
-        dispatch.ring(queue)  # another slot, or another node, may be idle
-    logger.info("%s %s: claimed with token %s", lease.kind, lease.subject_id, lease.token)
-    _RUNNERS[lease.kind](db, lease, settings)
-    dispatch.ring(queue)
+        dispatch.ring(queue)
 
 
 def _claim(db: Database, queue: str, facts: Facts) -> Lease | None:
@@ -107,4 +112,5 @@ def _count_examples(session: Session, job: Job) -> int:
 
 
 worker_process_init.connect(shutdown.die_with_parent)
+worker_process_shutdown.connect(shutdown.leave)
 worker_shutting_down.connect(shutdown.tell_children)

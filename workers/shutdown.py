@@ -33,6 +33,14 @@ def die_with_parent(**_: object) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
+def leave(exitcode: int, **_: object) -> None:
+    """In a pool child that is about to end: the pool answers its last word with SIGTERM.
+
+    It waits a second for that, in which nothing else runs on its slot.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(exitcode))
+
+
 def tell_children(**_: object) -> None:
     """In the parent, as its warm shutdown begins: Celery itself would wait for hours-long work to end."""
     for child in psutil.Process(os.getpid()).children():

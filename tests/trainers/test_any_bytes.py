@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from trainers.layouts import CONTAINERS, FORMAT_KEYS, Layout
 from trainers.rows import RowError, Rows, count_rows
-from trainers.specs.layouts import CONTAINERS, FORMAT_KEYS, Layout
 from trainers.validate import check_file
 
 KEYS = sorted(

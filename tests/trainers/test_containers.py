@@ -17,9 +17,9 @@ import pytest
 from pyarrow import parquet
 
 from trainers.containers import MAX_LINE_BYTES, read_records
+from trainers.layouts import CONTAINERS, Layout
 from trainers.row_formats import AnyRow, Document, Pair, Prompt, Row
 from trainers.rows import RowError, Rows, count_rows
-from trainers.specs.layouts import CONTAINERS, Layout
 
 GOOD = {"instruction": "Sum, please", "input": "1\n2", "output": 'It is "3"'}
 OTHER = {"instruction": "Was heißt das?", "input": "", "output": "数据"}

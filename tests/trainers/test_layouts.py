@@ -2,9 +2,9 @@
 
 import pytest
 
+from trainers.layouts import FORMAT_KEYS, Layout
 from trainers.row_formats import FORMATS
 from trainers.specs import SpecError
-from trainers.specs.layouts import FORMAT_KEYS, Layout
 
 
 def test_the_keys_that_the_api_knows_are_those_that_are_read() -> None:

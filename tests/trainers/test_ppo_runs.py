@@ -26,12 +26,12 @@ from tests.trainers.judged import (
 from tests.trainers.test_evaluation import steps_of
 from trainers import recipe
 from trainers.checkpoints import list_checkpoints
+from trainers.layouts import Layout
 from trainers.merge import merge_run
 from trainers.ranks import StopRequest
 from trainers.rows import Rows
 from trainers.run import run
 from trainers.specs import SpecError, load_run_spec, parse_method, resolve
-from trainers.specs.layouts import Layout
 
 
 def train(run_dir: Path, *, stop: StopRequest | None = None) -> dict:

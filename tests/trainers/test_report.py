@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from trainers.layouts import Layout
 from trainers.rows import RowError, Rows
-from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
 GOLDEN = Path(__file__).with_name("fixtures") / "report_of_every_fault.json"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from trainers.layouts import Layout
 from trainers.row_formats import FORMATS, Document, Pair, Row
 from trainers.rows import RowError, Rows
-from trainers.specs.layouts import Layout
 
 CHAT = [{"role": "user", "content": "Q"}]
 TURNS = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]

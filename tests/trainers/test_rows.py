@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from trainers.containers import MAX_LINE_BYTES
+from trainers.layouts import Layout
 from trainers.row_formats import AnyRow, Row
 from trainers.rows import RowError, Rows
-from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
 USER = {"role": "user", "content": "Is it a fever?"}

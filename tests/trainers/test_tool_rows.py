@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from trainers.layouts import Layout
 from trainers.row_formats import AnyRow, Labelled, Pair, Prompt, Row
 from trainers.rows import RowError, Rows
-from trainers.specs.layouts import Layout
 from trainers.validate import check_file
 
 FUNCTION = {

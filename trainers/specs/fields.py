@@ -15,16 +15,6 @@ _DTYPES = {
 }
 
 
-class SpecError(ValueError):
-    """A wish that cannot be granted; `param` is its dotted path in the request."""
-
-    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
-
-
 class Strict(BaseModel):
     """Known fields only, finite numbers only."""
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import re2
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from trainers.specs.fields import SpecError, Strict
+from trainers.faults import SpecError
+from trainers.specs.fields import Strict
 
 _REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
 _ITEM = re.compile(r"item((?:\.[^.{}\s]+)+)")

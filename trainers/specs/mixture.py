@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainers.specs.fields import Number, SpecError, Strict
-from trainers.specs.layouts import Layout
+from trainers.faults import SpecError
+from trainers.layouts import Layout
+from trainers.specs.fields import Number, Strict
 
 MAX_FILES = 16
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from trainers.specs.fields import Auto, Count, Number, SpecError, Strict
+from trainers.faults import SpecError
+from trainers.specs.fields import Auto, Count, Number, Strict
 
 PRESETS: dict[str, dict[str, Any]] = {
     "zero2": {"zero_optimization": {"stage": 2}},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from trainers.specs.fields import SpecError
+from trainers.faults import SpecError
 
 Container = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt"]
 CONTAINERS: tuple[str, ...] = get_args(Container)
