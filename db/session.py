@@ -23,7 +23,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 _BUSY_TIMEOUT_S = 10
-_POSTGRES_OPTIONS = "-c statement_timeout=15000 -c idle_in_transaction_session_timeout=30000"
+_POSTGRES: dict[str, str | int] = {
+    "options": "-c statement_timeout=15000 -c idle_in_transaction_session_timeout=30000",
+    # A server that falls silent is an error after 20 s; left alone, Linux waits a quarter of an hour.
+    "connect_timeout": 20,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+}
 
 
 class Database:
@@ -112,7 +119,7 @@ def _make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(url, pool_pre_ping=True, connect_args={"options": _POSTGRES_OPTIONS})
+    return create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES)
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

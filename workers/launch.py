@@ -20,7 +20,10 @@ def torchrun_alone(run_dir: Path, *, nproc: int) -> list[str]:
 def torchrun_in_gang(
     run_dir: Path, *, nproc: int, nodes: int, rank: int, rendezvous: str, address: str
 ) -> list[str]:
-    """The command line of one node's part; rank 0 leads, and `rendezvous` is on its node."""
+    """The command line of one node's part; `rendezvous` is on the node of rank 0.
+
+    c10d numbers the ranks as nodes join.
+    """
     return _torchrun(
         run_dir,
         f"--nnodes={nodes}",

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pgserver
 import pytest
 
 from tests.faults.hosts import Host, Network, may_make_namespaces
 from tests.faults.injections import Proxy
+from tests.faults.test_g11_g12_servers import postgres  # noqa: F401 (a fixture)
 from tests.stack import wait_for
 
 KINDS = ["one-address", *(["namespaces"] if may_make_namespaces() else [])]
@@ -23,6 +25,20 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as server:
     while True:
         server.sendall(b".")
         time.sleep(0.05)
+"""
+# Asks its database without end, until that is an error.
+ASKER = """
+import sys
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from db.session import Database
+database = Database(sys.argv[1])
+try:
+    while True:
+        with database.read() as session:
+            print(session.scalar(select(1)), flush=True)
+except OperationalError as error:
+    print("lost:", error.orig, flush=True)
 """
 
 
@@ -64,3 +80,23 @@ def test_a_host_is_cut_off_joined_and_killed(network: Network, tmp_path: Path) -
         while link.recv(65536):
             assert time.monotonic() < deadline, "a process of the host still sends"
         link.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("network", KINDS[1:], indirect=True)
+def test_a_silent_database_is_an_error_and_no_wait(
+    network: Network,
+    tmp_path: Path,
+    postgres: pgserver.PostgresServer,  # noqa: F811
+) -> None:
+    """The kernel at the other end of a held wire would still answer: only a cable can be cut here."""
+    info = postgres.get_postmaster_info()
+    socket_file = Path(info.socket_dir) / f".s.PGSQL.{info.port}"
+    with Proxy(socket_file, address=network.address) as wire:
+        url = f"postgresql://postgres@{network.address}:{wire.port}/postgres"
+        log = tmp_path / "log"
+        command = [sys.executable, "-c", ASKER, url]
+        with Host("asker", network, dict(os.environ), log, [wire], command) as host:
+            wait_for(lambda: log.read_text().count("1") > 3, within_s=30, what="answers")
+            host.cut()
+            wait_for(lambda: "lost:" in log.read_text(), within_s=60, what="an error")
