@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from db.session import Database
 from db.states import JOB_TERMINAL
@@ -53,6 +54,23 @@ def written_below(home: Path, processes: list[psutil.Process]) -> set[Path]:
     return {path for path in opened if path.is_relative_to(home)}
 
 
+@contextmanager
+def frozen_node(workers: list[psutil.Process], database: Database) -> Iterator[None]:
+    """Freeze workers and the children that they then have, of which none is changing the database.
+
+    SQLite's lock stays with its owner for as long as that stands still; PostgreSQL ends such a transaction.
+    """
+    while True:
+        with frozen(workers), frozen(parts.children(workers)):
+            try:
+                with database.write():
+                    pass
+            except OperationalError:
+                continue  # thawed, and once more
+            yield
+            return
+
+
 @pytest.mark.long
 @parts.repeated(10)
 def test_a_stale_owner_changes_nothing_and_its_trainers_die(
@@ -70,7 +88,7 @@ def test_a_stale_owner_changes_nothing_and_its_trainers_die(
 
     with second_node(stack, env):
         # The whole node falls silent, but for its trainers, which do not know that their lease is gone.
-        with frozen([*workers, *parts.children(workers)]):
+        with frozen_node(workers, stack_database):
             parts.ring(env["RESIDENCY_REDIS_URL"], "train", times=3)
             lost = wait_for(
                 lambda: attempt_row(stack_database, job_id, 2) and attempt_row(stack_database, job_id, 1),
