@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import textwrap
 
 CHILD = """
 import signal, sys
@@ -21,7 +20,7 @@ print("is still there", flush=True)
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-c", textwrap.dedent(CHILD), *words]
+    argv = [sys.executable, "-c", CHILD, *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
