@@ -38,14 +38,14 @@ class Member:
 def find_nodes(
     session: Session, *, needed: int, shared_slot: bool, seen_since: float, free: bool
 ) -> dict[str, list[str]]:
-    """Nodes that take work and were seen lately, each with `needed` devices of the same kind.
+    """Nodes that take work and trained or looked for it lately, each with `needed` devices of the same kind.
 
     With `free` only devices that nobody holds count.
     """
     leases = select(DeviceLease.node, DeviceLease.device).where(DeviceLease.released_at.is_(None))
     held = {(node, device) for node, device in session.execute(leases)}
     kept_away = quarantine.reasons(session)
-    alive = select(Node).where(Node.state == "active", Node.last_seen_at >= seen_since).order_by(Node.name)
+    alive = select(Node).where(Node.state == "active", Node.trains_at >= seen_since).order_by(Node.name)
     found = {}
     for node in session.scalars(alive):
         ids = [str(device["id"]) for device in node.devices]

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -33,8 +33,11 @@ class Facts:
     free_bytes: int  # of the disk that holds the home
 
 
-def report(session: Session, facts: Facts, *, every_s: float) -> None:
-    """Enter a node, or refresh what is known of it unless that is younger than `every_s`."""
+def report(session: Session, facts: Facts, *, every_s: float, trains: bool) -> None:
+    """Enter a node, or refresh what is known of it unless that is younger than `every_s`.
+
+    `trains` is said by a worker that takes trainings: others call only such nodes to a gang.
+    """
     now = clock(session)
     values = {
         "address": facts.address,
@@ -43,25 +46,42 @@ def report(session: Session, facts: Facts, *, every_s: float) -> None:
         "free_bytes": facts.free_bytes,
         "last_seen_at": now,
     }
+    if trains:
+        values["trains_at"] = now
     known = session.get(Node, facts.name)
     if known is None:
         with suppress(IntegrityError), session.begin_nested():  # its other workers start with this one
             session.add(Node(name=facts.name, state="active", registered_at=now, **values))
-    elif now - known.last_seen_at >= every_s or known.devices != values["devices"]:
+    elif (
+        now - known.last_seen_at >= every_s
+        or known.devices != values["devices"]
+        or (trains and now - (known.trains_at or 0.0) >= every_s)
+    ):
         for name, value in values.items():
             setattr(known, name, value)
 
 
-def touch(session: Session, name: str, *, every_s: float) -> bool:
+def touch(session: Session, name: str, *, every_s: float, trains: bool) -> bool:
     """Note that a node lives, at most once in `every_s`; whether it is being drained."""
     now = clock(session)
+    seen = Node.trains_at if trains else Node.last_seen_at
     session.execute(
         update(Node)
-        .where(Node.name == name, Node.last_seen_at <= now - every_s)
-        .values(last_seen_at=now)
+        .where(Node.name == name, func.coalesce(seen, 0.0) <= now - every_s)
+        .values(last_seen_at=now, **({"trains_at": now} if trains else {}))
         .execution_options(synchronize_session=False)
     )
     return is_draining(session, name)
+
+
+def leave(session: Session, name: str) -> None:
+    """A node's training worker was told to stop: until one reports again, no gang is to count on it."""
+    session.execute(
+        update(Node)
+        .where(Node.name == name)
+        .values(trains_at=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def is_draining(session: Session, name: str) -> bool:

@@ -109,7 +109,10 @@ class DeviceLease(Base):
 
 
 class Node(Base):
-    """A machine that workers reported. `devices` is a list of {id, kind, memory_bytes, driver}."""
+    """A machine that workers reported. `devices` is a list of {id, kind, memory_bytes, driver}.
+
+    trains_at: when a worker that trains last spoke there; none since the last was told to stop.
+    """
 
     __tablename__ = "nodes"
     __table_args__ = (one_of("state", states.NODE_STATES),)
@@ -121,6 +124,7 @@ class Node(Base):
     free_bytes: Mapped[int] = mapped_column(BigInteger)
     registered_at: Mapped[float]
     last_seen_at: Mapped[float]
+    trains_at: Mapped[float | None]
 
 
 class Quarantine(Base):

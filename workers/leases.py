@@ -30,6 +30,7 @@ class Heartbeat:
         """In place of a lease, what renews the right to go on, or raises `LeaseLost`."""
         self._database, self._settings = database, settings
         self._renew = self._renewal_of(lease) if isinstance(lease, Lease) else lease
+        self._trains = not isinstance(lease, Lease) or lease.kind == "train"
         self._answered_at = time.monotonic()
         # Cancels must be seen within 5 s, whatever the heartbeat is set to.
         self.interval_s = min(settings.heartbeat_s, 2.0)
@@ -43,7 +44,9 @@ class Heartbeat:
             with self._database.write() as session:
                 self._renew(session)
                 node, every_s = self._settings.node, self._settings.heartbeat_s
-                if nodes.touch(session, node, every_s=every_s):
+                if self._trains and shutdown.requested():
+                    nodes.leave(session, node)  # before the lease is given back: the next claim must know
+                elif nodes.touch(session, node, every_s=every_s, trains=self._trains):
                     shutdown.request()
                 result = write(session)
         except OperationalError as error:

@@ -14,11 +14,11 @@ from workers.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 
-def report(database: Database, settings: WorkerSettings) -> Facts:
-    """Enter this node, or refresh what is known of it."""
+def report(database: Database, settings: WorkerSettings, *, trains: bool) -> Facts:
+    """Enter this node, or refresh what is known of it; a worker that trains says so."""
     facts = describe(settings)
     with database.write() as session:
-        nodes.report(session, facts, every_s=settings.heartbeat_s)
+        nodes.report(session, facts, every_s=settings.heartbeat_s, trains=trains)
     return facts
 
 

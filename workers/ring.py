@@ -3,10 +3,12 @@
 import logging
 from typing import Any
 
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown, worker_shutting_down
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from db import claims, job_files, jobs, recovery, tasks
+from db import nodes as node_table
 from db.models import File, Job
 from db.nodes import Facts
 from db.session import Database
@@ -30,7 +32,7 @@ def answer(queue: str) -> None:
     """Claim the first waiting task of `queue` that fits on this node and carry it out."""
     shutdown.listen()
     db = database()
-    facts = nodes.report(db, settings)
+    facts = nodes.report(db, settings, trains=queue == "train")
     leases.recover_node(db, settings.node, unkillable_s=settings.unkillable_s)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
     if queue == "train" and gang.take_part(db, settings):
@@ -109,6 +111,17 @@ def _count_examples(session: Session, job: Job) -> int:
         return count(job.training_file)
     shares = [specs.Share.model_validate({k: v for k, v in part.items() if k != "file"}) for part in mixture]
     return sum(specs.count_mixed([count(part["file"]) for part in mixture], shares))
+
+
+@worker_shutdown.connect
+def _say_goodbye(**_: object) -> None:
+    """The last word of a worker that was told to stop in order: no gang is to count on its node."""
+    if "train" in app.amqp.queues.consume_from:
+        try:
+            with database().write() as session:
+                node_table.leave(session, settings.node)
+        except OperationalError as error:
+            logger.warning("the database cannot be told that this worker stops: %s", error)
 
 
 worker_process_init.connect(shutdown.die_with_parent)

@@ -11,7 +11,7 @@ def node(world):
     devices = tuple(Device(f"slot:{index}", kind="cpu") for index in range(2))
     facts = Facts("host-1", address="10.0.0.1", devices=devices, slots=2, free_bytes=7)
     with world.database.write() as session:
-        nodes.report(session, facts, every_s=0)
+        nodes.report(session, facts, every_s=0, trains=True)
     return "host-1"
 
 

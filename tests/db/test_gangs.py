@@ -27,7 +27,9 @@ def hosts(world: World) -> list[str]:
     for name in names:
         devices = tuple(Device(gpu, kind="H100") for gpu in GPUS)
         with world.database.write() as session:
-            nodes.report(session, Facts(name, "10.0.0.1", devices, slots=2, free_bytes=9), every_s=0)
+            nodes.report(
+                session, Facts(name, "10.0.0.1", devices, slots=2, free_bytes=9), every_s=0, trains=True
+            )
     return names
 
 
@@ -139,9 +141,14 @@ def test_what_fits_is_found_behind_many_gangs_that_do_not(world: World, hosts: l
     assert passing.subject_id == "late"
 
 
-@pytest.mark.parametrize("why", ["draining", "unseen"])
-def test_a_gang_that_cannot_come_together_keeps_nobody_waiting(world: World, hosts: list[str], why: str):
-    change = {"state": "draining"} if why == "draining" else {"last_seen_at": 1.0}
+@pytest.mark.parametrize(
+    "change",
+    [{"state": "draining"}, {"trains_at": 1.0}, {"trains_at": None}],
+    ids=["draining", "unseen", "told to stop"],
+)
+def test_a_gang_that_cannot_come_together_keeps_nobody_waiting(
+    world: World, hosts: list[str], change: dict[str, object]
+):
     world.run(update(Node).where(Node.name == hosts[1]).values(**change))
     enqueue(world, "gang", devices=1, count=2)
     enqueue(world, "late", devices=1)

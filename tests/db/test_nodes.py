@@ -15,9 +15,9 @@ def facts(name: str = "node-1", *, free_bytes: int = 5, devices: tuple[Device, .
     return Facts(name, address="10.0.0.1", devices=devices, slots=len(devices), free_bytes=free_bytes)
 
 
-def report(world: World, facts_: Facts, *, every_s: float = 0.0) -> Node:
+def report(world: World, facts_: Facts, *, every_s: float = 0.0, trains: bool = True) -> Node:
     with world.database.write() as session:
-        nodes.report(session, facts_, every_s=every_s)
+        nodes.report(session, facts_, every_s=every_s, trains=trains)
     with world.database.read() as session:
         return session.get_one(Node, facts_.name)
 
@@ -72,9 +72,9 @@ def test_a_draining_node_claims_nothing_until_it_is_let(world: World):
 def test_a_heartbeat_keeps_a_node_seen_and_tells_of_the_drain(world: World):
     before = report(world, facts()).last_seen_at
     with world.database.write() as session:
-        assert not nodes.touch(session, "node-1", every_s=0.0)
+        assert not nodes.touch(session, "node-1", every_s=0.0, trains=True)
         nodes.set_state(session, "node-1", "draining")
-        assert nodes.touch(session, "node-1", every_s=60.0)
+        assert nodes.touch(session, "node-1", every_s=60.0, trains=True)
 
     with world.database.read() as session:
         assert session.get_one(Node, "node-1").last_seen_at > before
@@ -118,3 +118,15 @@ def test_a_task_that_fits_is_found_behind_many_that_do_not(world: World):
 
     assert world.take(free_bytes=5999).subject_id == small
     assert world.claim(free_bytes=5999) is None
+
+
+def test_a_node_trains_until_its_worker_is_told_to_stop(world: World):
+    assert report(world, facts(), trains=False).trains_at is None
+    assert report(world, facts(), every_s=60.0, trains=True).trains_at is not None, "said at once"
+
+    with world.database.write() as session:
+        nodes.leave(session, "node-1")
+        nodes.touch(session, "node-1", every_s=0.0, trains=False)
+    assert report(world, facts(), trains=False).trains_at is None, "its other workers do not train"
+
+    assert report(world, facts(), every_s=60.0, trains=True).trains_at is not None, "started again"
