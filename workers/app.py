@@ -11,6 +11,7 @@ QUEUES = ("train", "cpu")
 RING_TASK = "workers.ring"
 UPKEEP_TASK = "workers.upkeep"
 _UPKEEP_EVERY_S = 60.0
+_CHILD_KIB = 500_000  # a child that has grown to this is replaced; they start at a fifth of it
 
 settings = WorkerSettings()
 app = Celery("residency", broker=settings.redis_url, include=["workers.ring", "workers.upkeep"])
@@ -21,8 +22,9 @@ app.conf.update(
     # A message prefetched behind a busy slot is redelivered elsewhere and then runs here too.
     worker_disable_prefetch=True,
     worker_prefetch_multiplier=1,
-    # A fresh process for every piece of work: nothing leaks from one into the next.
-    worker_max_tasks_per_child=1,
+    # Work runs in processes of its own; what answers the rings may stay. A fresh child for every ring costs
+    # a tenth of a second of CPU, and now and then its pool takes seconds to notice that the old one is gone.
+    worker_max_memory_per_child=_CHILD_KIB,
     # Threads would break the parent-death signal, which follows the thread that forked.
     worker_pool="prefork",
     # Outcomes live in the database; a result backend would be a second, weaker copy.

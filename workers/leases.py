@@ -83,22 +83,31 @@ def this_owner(settings: WorkerSettings) -> Owner:
     return Owner(node=settings.node, pid=pid, started_at=started_at)
 
 
-def recover_node(database: Database, node: str, *, unkillable_s: float = 60.0, sweep_s: float = 5.0) -> None:
+def recover_node(
+    database: Database,
+    node: str,
+    *,
+    idle: Owner | None = None,
+    unkillable_s: float = 60.0,
+    sweep_s: float = 5.0,
+) -> None:
     """Give back the work of this node's dead workers, and free devices whose processes are proven gone.
 
-    Those of processes that are still there `unkillable_s` after their attempt's end go into quarantine.
+    `idle` lives, but works on nothing: what it holds, its work broke off without settling. Devices of
+    processes that are still there `unkillable_s` after their attempt's end go into quarantine.
     """
     with database.read() as session:
         orphaned = [
             (attempt.id, _marker_of_attempt(session, database, attempt, node))
             for attempt in tasks.live_attempts(session, node)
-            if not processes.is_alive(attempt.owner_pid, started_at=attempt.owner_started_at)
+            if _is_idle(attempt, idle)
+            or not processes.is_alive(attempt.owner_pid, started_at=attempt.owner_started_at)
         ]
     for attempt_id, mark in orphaned:
         # First the processes, then the lease: the next attempt must find the devices free.
         processes.sweep(mark)
         if recovery.abandon(database, attempt_id):
-            logger.warning("attempt %s of a dead worker was given back", attempt_id)
+            logger.warning("attempt %s, whose worker is gone, was given back", attempt_id)
     with database.read() as session:
         unproven = [
             (attempt, _marker_of_attempt(session, database, attempt, node))
@@ -106,6 +115,10 @@ def recover_node(database: Database, node: str, *, unkillable_s: float = 60.0, s
         ]
     for attempt, mark in unproven:
         _prove(database, attempt, mark, node=node, unkillable_s=unkillable_s, sweep_s=sweep_s)
+
+
+def _is_idle(attempt: Attempt, idle: Owner | None) -> bool:
+    return idle is not None and (attempt.owner_pid, attempt.owner_started_at) == (idle.pid, idle.started_at)
 
 
 def _prove(

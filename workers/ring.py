@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown, worker_shutting_down
+from celery.signals import worker_process_init, worker_shutdown, worker_shutting_down
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -30,10 +30,14 @@ _RUNNERS = {
 @app.task(name=RING_TASK)
 def answer(queue: str) -> None:
     """Claim the first waiting task of `queue` that fits on this node and carry it out."""
-    shutdown.listen()
-    db = database()
+    with shutdown.listening():
+        if not shutdown.requested():
+            _answer(database(), queue)
+
+
+def _answer(db: Database, queue: str) -> None:
     facts = nodes.report(db, settings, trains=queue == "train")
-    leases.recover_node(db, settings.node, unkillable_s=settings.unkillable_s)
+    _recover(db)
     recovery.reap(db, ttl_s=settings.lease_ttl_s)
     if queue == "train" and gang.take_part(db, settings):
         dispatch.ring(queue)
@@ -43,12 +47,21 @@ def answer(queue: str) -> None:
         return
     _ring_again(db, queue)  # another slot, or another node, may be idle
     logger.info("%s %s: claimed with token %s", lease.kind, lease.subject_id, lease.token)
-    _RUNNERS[lease.kind](db, lease, settings)
+    try:
+        _RUNNERS[lease.kind](db, lease, settings)
+    finally:
+        _recover(db)  # if it broke
     _ring_again(db, queue)
 
 
+def _recover(db: Database) -> None:
+    """Give back what dead workers held, and what this process holds, which is not at work on anything."""
+    idle = leases.this_owner(settings)
+    leases.recover_node(db, settings.node, idle=idle, unkillable_s=settings.unkillable_s)
+
+
 def _ring_again(db: Database, queue: str) -> None:
-    """Ring if anything waits: an answer to a ring for nothing costs a process."""
+    """Ring if anything waits."""
     with db.read() as session:
         more = tasks.waiting(session, queue)
     if more:
@@ -125,5 +138,4 @@ def _say_goodbye(**_: object) -> None:
 
 
 worker_process_init.connect(shutdown.die_with_parent)
-worker_process_shutdown.connect(shutdown.leave)
 worker_shutting_down.connect(shutdown.tell_children)

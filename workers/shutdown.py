@@ -4,26 +4,35 @@ import ctypes
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 
 _PR_SET_PDEATHSIG = 1
-_requested = threading.Event()
+_told = threading.Event()  # by SIGTERM: this process takes no more work
+_drained = threading.Event()  # of the work at hand only: a node may be let take work again
 
 
 def requested() -> bool:
-    """Whether this worker was told to stop."""
-    return _requested.is_set()
+    """Whether what this process does is to stop."""
+    return _told.is_set() or _drained.is_set()
 
 
 def request() -> None:
     """Have what this process does stopped as by SIGTERM: its node is being drained."""
-    _requested.set()
+    _drained.set()
 
 
-def listen() -> None:
-    """At the start of a task: take SIGTERM as a request. Earlier, the pool would replace the handler."""
-    signal.signal(signal.SIGTERM, lambda *_: _requested.set())
+@contextmanager
+def listening() -> Iterator[None]:
+    """While a task runs, take SIGTERM as a request. Before and after it ends an idle child at once."""
+    _drained.clear()
+    idle = signal.signal(signal.SIGTERM, lambda *_: _told.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, idle)
 
 
 def die_with_parent(**_: object) -> None:
@@ -31,14 +40,6 @@ def die_with_parent(**_: object) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-
-
-def leave(exitcode: int, **_: object) -> None:
-    """In a pool child that is about to end: the pool answers its last word with SIGTERM.
-
-    It waits a second for that, in which nothing else runs on its slot.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(exitcode))
 
 
 def tell_children(**_: object) -> None:

@@ -1,8 +1,8 @@
 """What cannot be proven free is used by nobody until it is, or an admin vouches for it.
 
-What stands for an unkillable process here are some that come back: shells without the marker start them again
-each time they are killed, so that every sweep finds one, also on a machine so busy that a single shell would be
-too late. An uninterruptible sleep cannot be made at will.
+What stands for an unkillable process here are some that come back: shells without the marker start them
+again each time they are killed, so that every sweep finds one, also on a machine so busy that a single shell
+would be too late. An uninterruptible sleep cannot be made at will.
 """
 
 import subprocess
