@@ -1,6 +1,7 @@
 """Faults that happen to real parts: killed and frozen processes, broken wires, full disks, damaged files."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -166,11 +167,20 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
 
 def fill(folder: Path, *, leave_bytes: int = 0) -> Path:
     """Take the free space of the disk under `folder` but for so many bytes; unlink the file to end it."""
-    space = os.statvfs(folder)
     ballast = folder / "ballast"
     with ballast.open("wb") as out:
-        os.posix_fallocate(out.fileno(), 0, max(1, space.f_bavail * space.f_frsize - leave_bytes))
+        while (free := _free_bytes(folder) - leave_bytes) > 0:
+            try:
+                os.posix_fallocate(out.fileno(), out.seek(0, os.SEEK_END), free)
+            except OSError as error:  # others that write there were faster
+                if error.errno != errno.ENOSPC:
+                    raise
     return ballast
+
+
+def _free_bytes(folder: Path) -> int:
+    space = os.statvfs(folder)
+    return space.f_bavail * space.f_frsize
 
 
 def flip(path: Path) -> None:
