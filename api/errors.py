@@ -133,14 +133,18 @@ def _invalid_request(request: Request, error: Exception) -> Response:
 
 def _fields_at(route: Any, path: tuple[int | str, ...]) -> list[str]:
     """The names that the body of `route` knows at `path`."""
-    known: Any = route.dependant.body_params[0].field_info.annotation
+    known = _model_in(route.dependant.body_params[0].field_info.annotation)
     for part in path:
         if isinstance(part, str):
-            known = known.model_fields[part].annotation
-        # `list[Item] | None` -> Item
-        while arguments := [each for each in get_args(known) if each is not type(None)]:
-            known = arguments[0]
+            known = _model_in(known.model_fields[part].annotation)
     return list(known.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """`list[Item] | None` -> Item"""
+    while arguments := [each for each in get_args(annotation) if each is not type(None)]:
+        annotation = arguments[0]
+    return annotation
 
 
 def _not_found(_request: Request, error: Exception) -> Response:
