@@ -15,10 +15,10 @@ def reap(database: Database, *, ttl_s: float) -> int:
 
 
 def abandon(database: Database, attempt_id: int) -> bool:
-    """Take the lease of an attempt whose owner is known to be dead, without waiting for it to expire."""
+    """Take the lease of an attempt that its owner is known not to work on, without waiting for its end."""
     with database.read() as session:
         lease = tasks.lease_of(session, attempt_id)
-    return lease is not None and _take(database, lease, "Worker process died")
+    return lease is not None and _take(database, lease, "Worker process died or broke off")
 
 
 def _take(database: Database, lease: Lease, why: str, *, only_expired: bool = False) -> bool:

@@ -107,7 +107,7 @@ def recover_node(
         # First the processes, then the lease: the next attempt must find the devices free.
         processes.sweep(mark)
         if recovery.abandon(database, attempt_id):
-            logger.warning("attempt %s, whose worker is gone, was given back", attempt_id)
+            logger.warning("attempt %s, on which nobody works, was given back", attempt_id)
     with database.read() as session:
         unproven = [
             (attempt, _marker_of_attempt(session, database, attempt, node))
