@@ -13,12 +13,15 @@ from starlette.requests import Request
 from api.middleware import allow_body
 from db.blobs import BlobWriter
 
-# A hundred uploads at once hold two of these each.
-LOAD_BYTES = 256 * 1024
+LOAD_BYTES = 1 << 20  # of an upload that is alone; every load costs some changes of threads
+# Each upload holds two loads, one that comes and one that is written; of many at once, smaller ones.
+_ALL_LOADS_BYTES = 32 << 20
+_LEAST_LOAD_BYTES = 64 << 10
 # Beside those that serve all other requests: uploads that wait for the disk keep nobody else waiting.
 _THREADS = 4
 BINARY = {"type": "string", "format": "binary"}
 _limiter: RunVar[CapacityLimiter] = RunVar("disk threads")
+_n_intakes: RunVar[int] = RunVar("uploads that come in", 0)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,43 +48,60 @@ def describe_form(file_field: str, *required: str, **fields: dict[str, Any]) -> 
 
 
 class Intake:
-    """Hands loads of bytes to a writer in a thread, one at a time; waits for the last at its end."""
+    """Collects bytes and hands them to a writer in a thread, a load at a time; at its end, what is left.
+
+    Entering and leaving count the uploads of this process, among which the memory for loads is shared.
+    """
 
     def __init__(self, writer: BlobWriter) -> None:
         self._writer = writer
         self._writing: asyncio.Task[None] | None = None
+        self._pieces: list[bytes] = []
+        self._waiting_bytes = 0
 
     async def __aenter__(self) -> "Intake":
+        _n_intakes.set(_n_intakes.get() + 1)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writing is None:
-            return
-        await asyncio.wait({self._writing})  # whatever happened: the writer is about to be closed
-        if error is None:
+        try:
+            if error is None:
+                await self._write()
+        finally:
+            _n_intakes.set(_n_intakes.get() - 1)
+            if self._writing is not None:
+                await asyncio.wait({self._writing})  # whatever happened: the writer is about to be closed
+        if error is None and self._writing is not None:
             self._writing.result()
 
-    async def write(self, load: bytes) -> None:
-        """Begin to write `load` as soon as the one before is written. Raises OSError for that one."""
+    async def add(self, *pieces: bytes) -> None:
+        """Take bytes; begin to write a load when it is full. Raises OSError for the load before."""
+        self._pieces += pieces
+        self._waiting_bytes += sum(map(len, pieces))
+        if self._waiting_bytes >= load_bytes(_n_intakes.get()):
+            await self._write()
+
+    async def _write(self) -> None:
+        """Begin to write as soon as the load before is written."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
             self._writing.result()
+        load = b"".join(self._pieces)
+        self._pieces.clear()
+        self._waiting_bytes = 0
         self._writing = asyncio.create_task(on_disk(self._writer.write, load))
+
+
+def load_bytes(n_intakes: int) -> int:
+    """How much each of so many uploads collects before it is written."""
+    return max(_LEAST_LOAD_BYTES, min(LOAD_BYTES, _ALL_LOADS_BYTES // (2 * n_intakes)))
 
 
 async def read_raw(request: Request, writer: BlobWriter, *, limit_bytes: int) -> None:
     """Read the body of `request` into `writer`. Raises ApiError (413), ClientDisconnect, OSError."""
     allow_body(request, limit_bytes=limit_bytes)
-    chunks: list[bytes] = []
-    waiting_bytes = 0
     async with Intake(writer) as intake:
         async for chunk in request.stream():
-            chunks.append(chunk)
-            waiting_bytes += len(chunk)
-            if waiting_bytes >= LOAD_BYTES:
-                await intake.write(b"".join(chunks))
-                chunks.clear()
-                waiting_bytes = 0
-        await intake.write(b"".join(chunks))
+            await intake.add(chunk)

@@ -5,7 +5,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from api.errors import ApiError
-from api.intake import LOAD_BYTES, Intake
+from api.intake import Intake
 from api.middleware import allow_body
 from db.blobs import BlobWriter
 
@@ -26,7 +26,6 @@ class UploadForm:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.complete = False
-        self.pending_bytes = 0
         self._pending: list[bytes] = []
         self._file_bytes, self._max_file_bytes = 0, max_file_bytes
         self._parts = 0
@@ -48,11 +47,9 @@ class UploadForm:
             },
         )
 
-    def take(self) -> bytes:
+    def take(self) -> list[bytes]:
         """The file's bytes since the last call."""
-        taken = b"".join(self._pending)
-        self._pending.clear()
-        self.pending_bytes = 0
+        taken, self._pending = self._pending, []
         return taken
 
     def _begin_part(self) -> None:
@@ -95,7 +92,6 @@ class UploadForm:
             message = f"The file has more than the {self._max_file_bytes} bytes allowed."
             raise ApiError(413, "file_too_large", message, param=self._file_field)
         self._pending.append(data[start:end])
-        self.pending_bytes += end - start
 
     def _end_part(self) -> None:
         if not self._in_file:
@@ -122,9 +118,7 @@ async def read_upload(
         async with Intake(writer) as intake:
             async for chunk in request.stream():
                 parser.write(chunk)
-                if form.pending_bytes >= LOAD_BYTES:
-                    await intake.write(form.take())
-            await intake.write(form.take())
+                await intake.add(*form.take())
     except FormParserError as error:
         raise ApiError(400, "invalid_form", "The body is not a valid multipart form.") from error
     if not form.complete:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from api.intake import LOAD_BYTES
+from api.multipart import FORM_OVERHEAD_BYTES
 from db.models import File
 from tests.api.test_files import BOUNDARY, form, leftovers, wait_until
 
@@ -89,6 +89,7 @@ def files(world) -> int:
 @pytest.mark.parametrize("route", ["raw", "form", "part"])
 def test_an_endless_chunked_body_is_cut_at_the_limit(address, head_of, world, route, monkeypatch):
     monkeypatch.setattr("api.uploads.PART_MAX_BYTES", world.settings.max_upload_bytes)
+    monkeypatch.setattr("api.intake.LOAD_BYTES", 8192)
     chunk = b"%x\r\n%s\r\n" % (8192, b"x" * 8192)
     begun = body_of(route, b"x" * 100)[:-50]  # a form's last line is shorter than that
     most = 0
@@ -100,7 +101,7 @@ def test_an_endless_chunked_body_is_cut_at_the_limit(address, head_of, world, ro
             most = max([most, *(path.stat().st_size for path in leftovers_now(world))])
         status, answer = read_answer(connection)
     assert (status, answer["error"]["type"]) == (413, "invalid_request_error")
-    assert most <= world.settings.max_upload_bytes + LOAD_BYTES
+    assert most <= world.settings.max_upload_bytes + FORM_OVERHEAD_BYTES
     wait_until(lambda: leftovers(world.settings) == [])
     assert files(world) == 0
 

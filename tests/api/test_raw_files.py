@@ -35,7 +35,7 @@ def test_the_answer_is_that_of_a_form(client, settings, world):
 
 @pytest.mark.parametrize("size", [1, intake.LOAD_BYTES - 1, intake.LOAD_BYTES, intake.LOAD_BYTES * 3 + 1])
 def test_loads_of_any_size_are_stored_in_order(client, settings, size):
-    settings.max_upload_bytes = 2_000_000
+    settings.max_upload_bytes = 2 * size
     content = hashlib.shake_256(b"seed").digest(size)
     pieces = (content[start : start + 70_001] for start in range(0, size, 70_001))
     file = put(client, pieces, purpose="batch").json()
