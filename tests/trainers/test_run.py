@@ -103,7 +103,7 @@ def test_two_ranks_see_the_losses_of_one(make_run, curve_of, method: str) -> Non
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_sigterm_while_the_data_is_prepared_ends_at_once(make_run, nproc: int) -> None:
-    run_dir = make_run(method="pretraining", nproc=nproc, rows=plain(200_000), n_valid=0, block_size=64)
+    run_dir = make_run(method="pretraining", nproc=nproc, rows=plain(600_000), n_valid=0, block_size=64)
     agent = launch(run_dir, nproc=nproc)
     tokenized = Path(json.loads((run_dir / "spec.json").read_text())["cache_dir"]) / "tokenized"
     wait_for(lambda: list(tokenized.glob("*.tmp/*")), process=agent)  # the first rows are written
