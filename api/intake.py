@@ -14,7 +14,8 @@ from api.middleware import allow_body
 from db.blobs import BlobWriter
 
 LOAD_BYTES = 1 << 20  # of an upload that is alone; every load costs some changes of threads
-# Each upload holds two loads, one that comes and one that is written; of many at once, smaller ones.
+# Each upload holds two loads, one that comes and one that is written; of many at once, smaller ones, so that
+# about as much is held by all together, up to 256 of them.
 _ALL_LOADS_BYTES = 32 << 20
 _LEAST_LOAD_BYTES = 64 << 10
 # Beside those that serve all other requests: uploads that wait for the disk keep nobody else waiting.
