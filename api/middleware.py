@@ -10,9 +10,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, error_response
+from db import logs
 from db.ids import random_text
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("api.access")
+_PROBES = ("/healthz", "/readyz", "/metrics")
 _METER = "residency.body_meter"
 
 
@@ -82,15 +85,19 @@ class RequestFrame:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{random_text(24)}"
+        with logs.bound(request_id=request_id):
+            await self._serve(scope, receive, send, request_id=request_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         started_s = time.perf_counter()
-        answered = False
+        status: int | None = None
         meter = BodyMeter(receive, headers=Headers(scope=scope), rules=self._rules)
         scope[_METER] = meter
 
         async def send_framed(message: Message) -> None:
-            nonlocal answered
+            nonlocal status
             if message["type"] == "http.response.start":
-                answered = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - started_s) * 1000))
@@ -99,16 +106,33 @@ class RequestFrame:
         try:
             await self._app(scope, meter.receive, send_framed)
         except ClientDisconnect:
-            logger.info("%s: the client went away", request_id)
+            logger.info("the client went away")
         except Exception:
-            if answered:
+            if status is not None:
                 raise  # the server must cut the connection: the answer is not whole
-            logger.exception("%s: unexpected fault in %s %s", request_id, scope["method"], scope["path"])
+            logger.exception("unexpected fault in %s %s", scope["method"], scope["path"])
             message = f"The server had an error while processing your request ({request_id})."
             await error_response(500, "server_error", message)(scope, receive, send_framed)
+        finally:
+            _log_access(scope, status, time.perf_counter() - started_s)
+
+
+def _log_access(scope: Scope, status: int | None, took_s: float) -> None:
+    """A line about a request. Its path stands there as its route has it: anything may stand in it."""
+    route = route_of(scope)
+    level = logging.DEBUG if route in _PROBES else logging.INFO
+    told = {"method": scope["method"], "route": route, "status": status, "ms": round(took_s * 1000, 1)}
+    access.log(level, "%s %s %s", scope["method"], route, status, extra={"fields": told})
 
 
 def allow_body(request: Request, *, limit_bytes: int) -> None:
     """Change the bound on a body that nobody has read yet."""
     meter: BodyMeter = request.scope[_METER]
     meter.limit_bytes = limit_bytes
+
+
+def route_of(scope: Scope) -> str | None:
+    """The path of the route that a request found, with its parameters by their names."""
+    path = getattr(scope.get("route"), "path", None)
+    within = path is not None and scope["path"].startswith("/v1/") and not path.startswith("/v1/")
+    return f"/v1{path}" if within else path

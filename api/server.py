@@ -13,6 +13,8 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import multiprocess
 
+from db import logs
+
 logger = logging.getLogger("uvicorn.error")
 _ANSWER_WITHIN_S = 5
 _FIRST_REQUEST_WITHIN_S = 1.0
@@ -92,7 +94,8 @@ def main() -> None:
         port=options.port,
         workers=options.workers,
         http="httptools",
-        access_log=False,
+        access_log=False,  # `RequestFrame` writes one that says more
+        log_config=logs.describe(),
         timeout_graceful_shutdown=_ANSWER_WITHIN_S,
         timeout_worker_healthcheck=_HUNG_AFTER_S,
     )

@@ -176,6 +176,7 @@ def _environment(home: Path, sockets: Path, *, workers: int, import_dirs: list[P
         "RESIDENCY_KEY_PEPPER": _secret(home / "pepper.key"),
         "RESIDENCY_AUTO_DEPLOY": "true",
         "RESIDENCY_SLOTS": str(workers),
+        "RESIDENCY_LOG_FORMAT": "text",
         "RESIDENCY_IMPORT_DIRS": os.pathsep.join(str(folder.absolute()) for folder in import_dirs),
     }
     return (

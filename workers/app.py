@@ -1,8 +1,9 @@
 """The Celery application. Its messages name no work, they only ring; the database owns the work."""
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import setup_logging, worker_process_init
 
+from db import logs
 from db.session import Database
 from db.settings import DatabaseSettings
 from workers.settings import WorkerSettings
@@ -67,6 +68,11 @@ app.conf.update(
 )
 
 _databases: list[Database] = []
+
+
+@setup_logging.connect
+def _log_as_all_do(*, loglevel: int, **_: object) -> None:
+    logs.configure(loglevel)
 
 
 def database() -> Database:

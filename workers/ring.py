@@ -7,7 +7,7 @@ from celery.signals import worker_process_init, worker_shutdown, worker_shutting
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from db import claims, job_files, jobs, recovery, tasks
+from db import claims, job_files, jobs, logs, recovery, tasks
 from db import nodes as node_table
 from db.models import File, Job
 from db.nodes import Facts
@@ -25,6 +25,7 @@ _RUNNERS = {
     "import": importing.run,
     "preview": previews.run,
 }
+_OF_JOBS = ("train", "merge")
 
 
 @app.task(name=RING_TASK)
@@ -46,11 +47,14 @@ def _answer(db: Database, queue: str) -> None:
     if lease is None:
         return
     _ring_again(db, queue)  # another slot, or another node, may be idle
-    logger.info("%s %s: claimed with token %s", lease.kind, lease.subject_id, lease.token)
-    try:
-        _RUNNERS[lease.kind](db, lease, settings)
-    finally:
-        _recover(db)  # if it broke
+    subject = "job_id" if lease.kind in _OF_JOBS else "subject_id"
+    with logs.bound(task=lease.kind, attempt=lease.token, **{subject: lease.subject_id}):
+        logger.info("claimed")
+        try:
+            _RUNNERS[lease.kind](db, lease, settings)
+        finally:
+            _recover(db)  # if it broke
+        logger.info("done with it")
     _ring_again(db, queue)
 
 

@@ -14,12 +14,11 @@ from typing import Any
 import httpx
 from sqlalchemy.exc import OperationalError
 
-from db import deployments
+from db import deployments, logs
 from db.models import Deployment, Model
 from db.session import Database
 from db.settings import DatabaseSettings
 from workers import processes
-from workers.logs import configure_logging
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ def _is_healthy(address: str | None) -> bool:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    configure_logging()
+    logs.configure()
     paths = DatabaseSettings()
     database = Database(paths.url)
     settings = WorkerSettings()

@@ -1,5 +1,6 @@
 """A worker whose work breaks off unsettled lives on, and holds nothing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from workers import leases, processes
 
 ANSWER = """
 import os
+from db import logs
 from workers import ring
+logs.configure()
 try:
     ring.answer("train")
 except NotADirectoryError as error:
@@ -33,6 +36,10 @@ def test_work_that_broke_is_given_back_by_its_worker(world: World):
 
     assert worker.stdout.startswith("broke"), worker.stderr
     (attempt,) = world.attempts(job.id)
+    [claimed] = [
+        line for text in worker.stderr.splitlines() if (line := json.loads(text))["message"] == "claimed"
+    ]
+    assert (claimed["job_id"], claimed["attempt"], claimed["task"]) == (job.id, attempt.token, "train")
     assert str(attempt.owner_pid) == worker.stdout.split()[1]
     assert attempt.outcome == "lost"
     assert world.task(job.id).status == "queued"
