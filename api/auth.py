@@ -14,14 +14,14 @@ from db import keys
 from db.keys import Caller
 
 _CALLER = "residency.caller"
-_bearer = HTTPBearer(auto_error=False, description="A key, such as the one that `residency up` makes.")
+bearer = HTTPBearer(auto_error=False, description="A key, such as the one that `residency up` makes.")
 
 
 def authenticate(
     request: Request,
     database: DatabaseDep,
     settings: SettingsDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Caller:
     """Whom the bearer key speaks for. Raises ApiError (401)."""
     if _CALLER in request.scope:
@@ -55,7 +55,7 @@ class KeyFirst:
                 request,
                 get_database(request),
                 get_settings(request),
-                await _bearer(request),
+                await bearer(request),
             )
         await self._app(scope, receive, send)
 

@@ -19,6 +19,7 @@ from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.disconnect import unless_disconnected
 from api.errors import NEVER_RETRY, ApiError, error_body
+from api.instruments import count_tokens
 from api.schemas import ChatRequest
 from api.watch import Watch, WatchDep
 from db import deployments, registry
@@ -74,8 +75,10 @@ async def create_chat_completion(
     upstream = await unless_disconnected(request, _send(request.app.state.engines, call))
     headers = {name: upstream.headers[name] for name in _PASSED_ON if name in upstream.headers}
     if headers.get("content-type", "").startswith("text/event-stream"):
-        return _EngineStream(upstream, watch, headers=headers)
+        return _EngineStream(upstream, watch, headers=headers, model=body.model)
     content = await unless_disconnected(request, _read_whole(upstream))
+    if upstream.is_success and headers.get("content-type", "").startswith("application/json"):
+        count_tokens(body.model, json.loads(content).get("usage"))
     return Response(content, upstream.status_code, headers=headers)
 
 
@@ -162,10 +165,12 @@ def _engine_died(error: httpx.HTTPError) -> ApiError:
 class _EngineStream(StreamingResponse):
     """Passes an engine's events on, and closes its connection when the client leaves."""
 
-    def __init__(self, upstream: httpx.Response, watch: Watch, *, headers: dict[str, str]) -> None:
+    def __init__(
+        self, upstream: httpx.Response, watch: Watch, *, headers: dict[str, str], model: str
+    ) -> None:
         # Proxies that buffer would turn the stream into one late lump.
         super().__init__(
-            _frames(upstream, watch),
+            _frames(upstream, watch, model=model),
             headers=headers | {"x-accel-buffering": "no", "cache-control": "no-cache"},
         )
         self._upstream = upstream
@@ -178,7 +183,7 @@ class _EngineStream(StreamingResponse):
             await self._upstream.aclose()
 
 
-async def _frames(upstream: httpx.Response, watch: Watch) -> AsyncIterator[bytes]:
+async def _frames(upstream: httpx.Response, watch: Watch, *, model: str) -> AsyncIterator[bytes]:
     """The engine's events as they come, in whole lines; an error event if they end before `[DONE]`."""
     partial, done = b"", False
     code, message = "engine_died", "The engine of the model died while it answered."
@@ -188,6 +193,7 @@ async def _frames(upstream: httpx.Response, watch: Watch) -> AsyncIterator[bytes
             partial = rest
             done = done or b"\ndata: [DONE]" in b"\n" + whole
             if newline:
+                _count_usage(model, whole)
                 yield whole + newline
             if watch.stopped_for_s > _LAST_S:
                 code, message = "server_stopping", "The server is being restarted; ask again."
@@ -198,3 +204,9 @@ async def _frames(upstream: httpx.Response, watch: Watch) -> AsyncIterator[bytes
         event: dict[str, Any] = error_body(500, code, message)
         # The empty line ends an event that the engine may have left open.
         yield f"\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _count_usage(model: str, lines: bytes) -> None:
+    for line in lines.split(b"\n"):
+        if line.startswith(b"data: {") and b'"usage"' in line:
+            count_tokens(model, json.loads(line[6:]).get("usage"))

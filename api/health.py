@@ -46,7 +46,7 @@ def readyz(database: DatabaseDep, response: Response) -> Readiness:
     return Readiness(
         status="ready" if database_ok else "unavailable",
         database="ok" if database_ok else "down",
-        broker="ok" if _broker_answers() else "down",
+        broker="ok" if broker_answers() else "down",
     )
 
 
@@ -59,7 +59,8 @@ def _database_answers(database: Database) -> bool:
     return True
 
 
-def _broker_answers() -> bool:
+def broker_answers() -> bool:
+    """Whether a message could be sent now."""
     with dispatch.app.connection_for_write(connect_timeout=_BROKER_WAIT_S) as connection:
         try:
             connection.ensure_connection(max_retries=0)

@@ -21,6 +21,7 @@ from api import (
     jobs,
     log_stream,
     methods,
+    metrics,
     models,
     nodes,
     pipelines,
@@ -75,6 +76,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     return app
 
 

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, error_response
+from api.instruments import count_request
 from db import logs
 from db.ids import random_text
 
@@ -114,12 +115,13 @@ class RequestFrame:
             message = f"The server had an error while processing your request ({request_id})."
             await error_response(500, "server_error", message)(scope, receive, send_framed)
         finally:
-            _log_access(scope, status, time.perf_counter() - started_s)
+            _account(scope, status, time.perf_counter() - started_s)
 
 
-def _log_access(scope: Scope, status: int | None, took_s: float) -> None:
-    """A line about a request. Its path stands there as its route has it: anything may stand in it."""
+def _account(scope: Scope, status: int | None, took_s: float) -> None:
+    """Count a request and write a line about it, by its route: anything may stand in its path."""
     route = route_of(scope)
+    count_request(method=scope["method"], route=route, status=status, took_s=took_s)
     level = logging.DEBUG if route in _PROBES else logging.INFO
     told = {"method": scope["method"], "route": route, "status": status, "ms": round(took_s * 1000, 1)}
     access.log(level, "%s %s %s", scope["method"], route, status, extra={"fields": told})

@@ -4,10 +4,12 @@ import argparse
 import asyncio
 import ctypes
 import logging
+import os
 import select
 import socket
 import struct
 import sys
+import tempfile
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -23,6 +25,7 @@ _TURNS = 10  # of the event loop: more than it takes from an accepted connection
 _HUNG_AFTER_S = 60  # a process may be slow to say that it lives while an upload keeps it busy
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _BPF_RETURN = 0x06
+SHARED_DIR = "PROMETHEUS_MULTIPROC_DIR"  # of the counts of all processes; `api.instruments` reads them
 
 
 class DrainingServer(uvicorn.Server):
@@ -101,7 +104,9 @@ def main() -> None:
     )
     sock = config.bind_socket()
     if options.workers > 1:
-        Processes(config, [sock]).run()
+        with tempfile.TemporaryDirectory(prefix="residency-counts-") as shared:
+            os.environ[SHARED_DIR] = shared  # before a child imports what counts
+            Processes(config, [sock]).run()
     else:
         server = DrainingServer(config)
         server.run([sock])

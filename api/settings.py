@@ -1,6 +1,6 @@
 """What an operator may decide about the HTTP layer."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from db.settings import DatabaseSettings
 
@@ -17,6 +17,9 @@ class ApiSettings(DatabaseSettings):
     )
     body_min_bytes_per_s: int = Field(
         default=1024, ge=1, description="How fast a body has to come, after `body_idle_s`."
+    )
+    metrics_token: SecretStr = Field(
+        default=SecretStr(""), description="Opens /metrics and nothing else; without it, admins' keys do."
     )
     import_enabled: bool = Field(default=True, description="Whether admins may import base models.")
     hub: bool = Field(default=False, description="Whether models and data may come from a hub.")

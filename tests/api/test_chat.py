@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from openai import OpenAI
+from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 
 from api.main import create_app
@@ -68,6 +69,7 @@ def engine_app(engine: Engine) -> FastAPI:
             "object": "chat.completion",
             "model": body["model"],
             "choices": [{"index": 0, "message": message}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
         }
 
     async def until_left(request: Request):
@@ -90,6 +92,9 @@ def engine_app(engine: Engine) -> FastAPI:
                     await asyncio.sleep(0.01)
                     yield frame("more")
             yield frame("two")
+            if behaviour == "usage":
+                usage = {"prompt_tokens": 5, "completion_tokens": 3}
+                yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode()
             if behaviour != "stop short":
                 yield b"data: [DONE]\n\n"
         except asyncio.CancelledError:
@@ -134,6 +139,19 @@ def test_whole_answer(client, model, engine):
     assert answer.headers["content-type"] == "application/json"
     expected = {"model": model, "temperature": 0.5, "user": "u", "unknown": {"a": [1]}}
     assert engine.bodies[0] == expected | {"messages": [{"role": "user", "content": "answer"}]}
+
+
+def test_tokens_are_counted_where_answers_tell_them(client, model):
+    def counted() -> list[float]:
+        name, kinds = "residency_chat_tokens_total", ("prompt", "completion")
+        return [REGISTRY.get_sample_value(name, {"model": model, "kind": kind}) or 0.0 for kind in kinds]
+
+    before = counted()
+    ask(client, model)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [7, 2]
+    ask(client, model, "usage", stream=True)
+    ask(client, model, "refuse")
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [12, 5]
 
 
 def test_refusals_of_the_engine_are_passed_on(client, model):

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from api.server import DrainingServer, refuse_newcomers
 from tests.stack import wait_for
@@ -95,6 +96,19 @@ def test_newcomers_find_the_door_shut_and_those_inside_stay() -> None:
     inside.close()
 
 
+def count_models(port: int, key: str) -> float:
+    """How many lists of models /metrics tells of."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"authorization": f"Bearer {key}"}).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    (count,) = [
+        sample.value
+        for sample in samples
+        if sample.name == "residency_requests_total"
+        and sample.labels == {"method": "GET", "route": "/v1/models", "status": "200"}
+    ]
+    return count
+
+
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_the_api_is_served_and_ends_when_told(world, n_processes: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -116,6 +130,8 @@ def test_the_api_is_served_and_ends_when_told(world, n_processes: int) -> None:
 
     try:
         wait_for(ask, within_s=60, what="the API")
+        asked = 1 + sum(ask() for _ in range(9))
+        assert count_models(port, world.admin) >= asked == 10, "by whichever process"
         api.send_signal(signal.SIGTERM)
         assert api.wait(20) in (0, -signal.SIGTERM)
     finally:
