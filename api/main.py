@@ -12,6 +12,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from api import (
     artifacts,
     chat,
+    curves,
     deployments,
     errors,
     event_stream,
@@ -70,7 +71,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
     data = (files, uploads, previews, prepared)
-    work = (jobs, retries, pipelines, history, event_stream, log_stream, artifacts, methods)
+    work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
     for resource in (*data, *work, models, deployments, nodes, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
