@@ -30,6 +30,7 @@ from api import (
     previews,
     retries,
     uploads,
+    votes,
     watch,
 )
 from api.auth import KeyFirst, authenticate
@@ -75,7 +76,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     )
     data = (files, uploads, previews, prepared)
     work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, keys, nodes, chat):
+    for resource in (*data, *work, models, deployments, chat, votes, keys, nodes):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

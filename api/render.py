@@ -7,9 +7,10 @@ from api.job_schemas import CheckpointObject, EventObject, JobObject
 from api.pipeline_schemas import PipelineObject
 from api.schemas import DeploymentObject, FileObject, ModelObject
 from api.upload_schemas import UploadObject, UploadPartObject
+from api.vote_schemas import VoteObject
 from db import job_files, pipelines
 from db.keys import Caller
-from db.models import ApiKey, Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart
+from db.models import ApiKey, Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart, Vote
 from db.pipelines import Stage
 from db.uploads import Seen
 from trainers.specs import write_method
@@ -225,6 +226,19 @@ def deployment_object(deployment: Deployment, caller: Caller) -> DeploymentObjec
             "created_at": int(deployment.created_at),
             "error": deployment.error,
             "address": deployment.address if caller.role == "admin" else None,
+        }
+    )
+
+
+def vote_object(vote: Vote) -> VoteObject:
+    """A vote."""
+    return VoteObject.model_validate(
+        {
+            "id": vote.id,
+            "created_at": int(vote.created_at),
+            "prompt": vote.prompt,
+            "chosen": {"model": vote.chosen_model, "content": vote.chosen},
+            "rejected": {"model": vote.rejected_model, "content": vote.rejected},
         }
     )
 
