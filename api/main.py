@@ -29,6 +29,7 @@ from api import (
     prepared,
     previews,
     retries,
+    storage,
     uploads,
     votes,
     watch,
@@ -63,6 +64,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.state.settings = settings
     app.state.database = database or Database(settings.url)
     app.state.owns_database = database is None
+    app.state.storage = storage.Meter(settings.home_dir)
     app.state.key_uses = KeyUses(app.state.database)
     errors.install(app)
     # The last one is the outermost. What the first one refuses is worded as everywhere by the second.
@@ -76,7 +78,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     )
     data = (files, uploads, previews, prepared)
     work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, chat, votes, keys, nodes):
+    for resource in (*data, *work, models, deployments, chat, votes, keys, nodes, storage):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

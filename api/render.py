@@ -5,7 +5,7 @@ from typing import Any
 
 from api.job_schemas import CheckpointObject, EventObject, JobObject
 from api.pipeline_schemas import PipelineObject
-from api.schemas import DeploymentObject, FileObject, ModelObject
+from api.schemas import DeploymentObject, FileObject, LineageObject, ModelObject
 from api.upload_schemas import UploadObject, UploadPartObject
 from api.vote_schemas import VoteObject
 from db import job_files, pipelines
@@ -182,8 +182,8 @@ def _stage(stage: Stage) -> dict[str, Any]:
     }
 
 
-def model_object(model: Model, caller: Caller, *, evaluation: dict[str, Any] | None = None) -> ModelObject:
-    """A model as `caller` may see it."""
+def model_object(model: Model, caller: Caller, **alone: Any) -> ModelObject:
+    """A model as `caller` may see it. `alone` is what lists leave out."""
     return ModelObject.model_validate(
         {
             "id": model.id,
@@ -198,8 +198,9 @@ def model_object(model: Model, caller: Caller, *, evaluation: dict[str, Any] | N
             "details": model.details,
             "error": model.error,
             "source": model.source if caller.role == "admin" else None,
-            "evaluation": evaluation,
+            "job_id": model.job_id,
         }
+        | alone
     )
 
 
@@ -213,6 +214,22 @@ def key_fields(key: ApiKey) -> dict[str, Any]:
         "created_at": int(key.created_at),
         **{name: None if value is None else int(value) for name, value in times.items()},
     }
+
+
+def lineage(way: Sequence[tuple[Model, Job | None]]) -> list[LineageObject]:
+    """The way to a model."""
+    return [
+        LineageObject.model_validate(
+            {
+                "model": model.id,
+                "kind": model.kind,
+                "job_id": model.job_id,
+                "method": job.method if job else None,
+                "deleted": model.deleted_at is not None,
+            }
+        )
+        for model, job in way
+    ]
 
 
 def deployment_object(deployment: Deployment, caller: Caller) -> DeploymentObject:

@@ -143,6 +143,16 @@ class Deleted(BaseModel):
     deleted: bool = True
 
 
+class LineageObject(BaseModel):
+    """A model on the way from a base to a result."""
+
+    model: str
+    kind: Literal["base", "merged", "checkpoint"]
+    job_id: str | None = Field(description="The job that made it; null for what was imported.")
+    method: str | None = Field(description="The method of that job.")
+    deleted: bool = Field(description="Whether it is gone; its id may be another model's by now.")
+
+
 class ModelObject(BaseModel):
     """A model that can be trained on or deployed. The keys after `owned_by` are additions of this service."""
 
@@ -163,6 +173,11 @@ class ModelObject(BaseModel):
         default=None,
         description="`steps`: what held-out rows and fixed prompts showed before the training that made it, "
         "at each checkpoint and after it. Only on single models.",
+    )
+    job_id: str | None = Field(default=None, description="The job that made it.")
+    lineage: list[LineageObject] | None = Field(
+        default=None,
+        description="From its base to itself, a training after the other. Only on single models.",
     )
 
 
