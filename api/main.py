@@ -23,6 +23,7 @@ from api import (
     keys,
     log_stream,
     methods,
+    model_files,
     models,
     nodes,
     pipelines,
@@ -78,7 +79,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     )
     data = (files, uploads, previews, prepared)
     work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, chat, votes, keys, nodes, storage):
+    for resource in (*data, *work, model_files, models, deployments, chat, votes, keys, nodes, storage):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)
