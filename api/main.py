@@ -12,6 +12,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from api import (
     artifacts,
     chat,
+    curves,
     deployments,
     errors,
     event_stream,
@@ -19,20 +20,25 @@ from api import (
     health,
     history,
     jobs,
+    keys,
     log_stream,
     methods,
     metrics,
+    model_files,
     models,
     nodes,
     pipelines,
     prepared,
     previews,
     retries,
+    storage,
     uploads,
+    votes,
     watch,
 )
 from api.auth import KeyFirst, authenticate
 from api.deps import refuse_unknown_query
+from api.key_uses import KeyUses
 from api.middleware import BodyRules, RequestFrame
 from api.schemas import ErrorBody
 from api.settings import ApiSettings
@@ -60,6 +66,8 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.state.settings = settings
     app.state.database = database or Database(settings.url)
     app.state.owns_database = database is None
+    app.state.storage = storage.Meter(settings.home_dir)
+    app.state.key_uses = KeyUses(app.state.database)
     errors.install(app)
     # The last one is the outermost. What the first one refuses is worded as everywhere by the second.
     app.add_middleware(KeyFirst)
@@ -71,8 +79,8 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
     data = (files, uploads, previews, prepared)
-    work = (jobs, retries, pipelines, history, event_stream, log_stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, nodes, chat):
+    work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
+    for resource in (*data, *work, model_files, models, deployments, chat, votes, keys, nodes, storage):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)
@@ -92,5 +100,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         watch.watching(app.state.database) as app.state.watch,
     ):
         yield
+    await run_in_threadpool(app.state.key_uses.close)
     if app.state.owns_database:
         app.state.database.dispose()
