@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.deps import DatabaseDep, SettingsDep, get_database, get_settings
 from api.errors import ApiError
+from api.key_uses import KeyUses
 from db import keys
 from db.keys import Caller
 
@@ -37,6 +38,8 @@ def authenticate(
         )
     if caller is None:
         raise _unauthorized("Incorrect API key provided.")
+    uses: KeyUses = request.app.state.key_uses
+    uses.note(caller.key_id)
     return caller
 
 

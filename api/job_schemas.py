@@ -192,6 +192,25 @@ class EventObject(BaseModel):
     data: dict[str, Any]
 
 
+class Curve(BaseModel):
+    """One number over the steps of a job."""
+
+    steps: list[int] = Field(description="Rising.")
+    values: list[float]
+
+
+class CurvesObject(BaseModel):
+    """Every number that training reported of its steps."""
+
+    object: Literal["fine_tuning.job.curves"] = "fine_tuning.job.curves"
+    job_id: str
+    last_step: int | None = Field(description="Null before the first step was reported.")
+    total_steps: int | None
+    series: dict[str, Curve] = Field(
+        description="By name: `train_loss`, `valid_loss`, `learning_rate`, and what the method measures."
+    )
+
+
 class CheckpointObject(BaseModel):
     """A state of training that was saved."""
 

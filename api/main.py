@@ -12,6 +12,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from api import (
     artifacts,
     chat,
+    curves,
     deployments,
     errors,
     event_stream,
@@ -19,6 +20,7 @@ from api import (
     health,
     history,
     jobs,
+    keys,
     log_stream,
     methods,
     models,
@@ -32,6 +34,7 @@ from api import (
 )
 from api.auth import KeyFirst, authenticate
 from api.deps import refuse_unknown_query
+from api.key_uses import KeyUses
 from api.middleware import BodyRules, RequestFrame
 from api.schemas import ErrorBody
 from api.settings import ApiSettings
@@ -59,6 +62,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.state.settings = settings
     app.state.database = database or Database(settings.url)
     app.state.owns_database = database is None
+    app.state.key_uses = KeyUses(app.state.database)
     errors.install(app)
     # The last one is the outermost. What the first one refuses is worded as everywhere by the second.
     app.add_middleware(KeyFirst)
@@ -70,8 +74,8 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         prefix="/v1", dependencies=[Depends(authenticate), Depends(refuse_unknown_query)], responses=_ERRORS
     )
     data = (files, uploads, previews, prepared)
-    work = (jobs, retries, pipelines, history, event_stream, log_stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, nodes, chat):
+    work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
+    for resource in (*data, *work, models, deployments, keys, nodes, chat):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)
@@ -90,5 +94,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         watch.watching(app.state.database) as app.state.watch,
     ):
         yield
+    await run_in_threadpool(app.state.key_uses.close)
     if app.state.owns_database:
         app.state.database.dispose()

@@ -9,7 +9,7 @@ from api.schemas import DeploymentObject, FileObject, ModelObject
 from api.upload_schemas import UploadObject, UploadPartObject
 from db import job_files, pipelines
 from db.keys import Caller
-from db.models import Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart
+from db.models import ApiKey, Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart
 from db.pipelines import Stage
 from db.uploads import Seen
 from trainers.specs import write_method
@@ -200,6 +200,18 @@ def model_object(model: Model, caller: Caller, *, evaluation: dict[str, Any] | N
             "evaluation": evaluation,
         }
     )
+
+
+def key_fields(key: ApiKey) -> dict[str, Any]:
+    """What may be told of a key."""
+    times = {name: getattr(key, name) for name in ("expires_at", "last_used_at", "revoked_at")}
+    return {
+        "id": key.id,
+        "name": key.name,
+        "role": key.role,
+        "created_at": int(key.created_at),
+        **{name: None if value is None else int(value) for name, value in times.items()},
+    }
 
 
 def deployment_object(deployment: Deployment, caller: Caller) -> DeploymentObject:

@@ -27,6 +27,7 @@ class ApiKey(Owned, Base):
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
 
 
 class Described:

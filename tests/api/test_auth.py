@@ -122,6 +122,7 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
         "{deployment_id}": deployment,
         "{pipeline_id}": pipeline,
         "{upload_id}": upload,
+        "{key_id}": world.user.split("_")[2],
     }
     seen = 0
     for path, operations in client.app.openapi()["paths"].items():
@@ -139,7 +140,7 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
                 assert theirs.status_code == nobodys.status_code == 404, (method, path)
                 assert theirs.text.replace(identifier, "nobodys") == nobodys.text
                 seen += 1
-    assert seen == 28
+    assert seen == 30
     for path in ("files", "fine_tuning/jobs", "deployments", "pipelines"):
         assert client.get(f"/v1/{path}", headers=as_stranger).json()["data"] == []
     bodies = [

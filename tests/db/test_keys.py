@@ -8,7 +8,9 @@ from sqlalchemy import event, inspect, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import keys
+from db.errors import Conflict, NotFound
 from db.models import ApiKey
+from db.session import clock
 from db.tables import Org
 from tests.db.world import World, run_against_open
 
@@ -18,6 +20,16 @@ PEPPER = "p" * 32
 def create(world: World, *, role: str = "user", pepper: str = PEPPER) -> str:
     with world.database.write() as session:
         return keys.create(session, org_id=world.org_id, name="laptop", role=role, pepper=pepper)
+
+
+def revoke(world: World, key: str) -> None:
+    with world.database.write() as session:
+        keys.revoke(session, keys.id_of(key), org_id=world.org_id)
+
+
+def stored(world: World, key: str) -> ApiKey:
+    with world.database.read() as session:
+        return session.get_one(ApiKey, keys.id_of(key))
 
 
 def caller(world: World, key: str, *, pepper: str = PEPPER) -> keys.Caller | None:
@@ -130,6 +142,85 @@ def test_a_key_expires(world: World):
     world.run(update(ApiKey).values(expires_at=1.0))
 
     assert caller(world, key) is None
+
+
+def test_a_key_is_made_for_as_long_as_is_asked_for(world: World):
+    with world.database.write() as session:
+        key = keys.create(session, org_id=world.org_id, name="k", role="user", pepper=PEPPER, expires_in_s=60)
+        now = clock(session)
+
+    expires_at = stored(world, key).expires_at
+    assert expires_at is not None
+    assert now + 50 < expires_at <= now + 60
+
+
+def test_revoking_is_at_once_and_once(world: World):
+    key, admin = create(world), create(world, role="admin")
+    revoke(world, key)
+    first = stored(world, key).revoked_at
+
+    assert caller(world, key) is None
+    assert first is not None
+    revoke(world, key)
+    assert stored(world, key).revoked_at == first
+    assert caller(world, admin) is not None
+
+
+def test_another_organisations_key_is_not_revoked(world: World):
+    theirs = create(world.other("clinic"), role="admin")
+
+    with pytest.raises(NotFound):
+        revoke(world, theirs)
+    assert caller(world, theirs) is not None
+
+
+def test_the_last_admin_key_that_works_stays(world: World):
+    create(world.other("clinic"), role="admin")
+    first, second, expired = (create(world, role="admin") for _ in range(3))
+    create(world)
+    world.run(update(ApiKey).where(ApiKey.id == keys.id_of(expired)).values(expires_at=1.0))
+    revoke(world, first)
+
+    with pytest.raises(Conflict) as refused:
+        revoke(world, second)
+    assert refused.value.code == "last_admin_key"
+    assert caller(world, second) is not None
+    revoke(world, expired)
+    create(world, role="admin")
+    revoke(world, second)
+    assert caller(world, second) is None
+
+
+def test_two_who_revoke_the_last_two_admin_keys_leave_one(world: World):
+    first, second = create(world, role="admin"), create(world, role="admin")
+
+    outcomes = run_against_open(
+        world.database,
+        lambda session: keys.revoke(session, keys.id_of(first), org_id=world.org_id),
+        lambda: revoke(world, second),
+    )
+
+    assert outcomes[0] is None
+    assert isinstance(outcomes[1], Conflict)
+    assert (caller(world, first), caller(world, second) is None) == (None, False)
+
+
+def test_a_use_is_noted_once_in_a_while(world: World):
+    key = create(world)
+
+    def note(every_s: float) -> float | None:
+        with world.database.write() as session:
+            keys.note_use(session, keys.id_of(key), every_s=every_s)
+        return stored(world, key).last_used_at
+
+    assert stored(world, key).last_used_at is None
+    first = note(60)
+    assert first is not None
+    assert note(60) == first
+    world.run(update(ApiKey).values(last_used_at=ApiKey.last_used_at - 61))
+    later = note(60)
+    assert later is not None
+    assert later >= first
 
 
 def test_another_pepper_opens_nothing(world: World):
