@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from nicegui import ui
 
-# A cell is a text or {"text", "href", "pill", "note", "title", "class"}; all but the text may be left out.
-Cell = str | Mapping[str, str]
+# A cell is a text or {"text", "href", "pill", "bar", "note", "title", "class"}; all but the text may
+# be left out. A bar is a share of 1, drawn below the text.
+Cell = str | Mapping[str, Any]
 _CELL = """
 <q-td :props="props" :class="props.value && props.value.class">
   <template v-if="props.value && typeof props.value === 'object'">
@@ -15,6 +16,9 @@ _CELL = """
     <span v-else :class="props.value.pill && 'pill ' + props.value.pill" :title="props.value.title">
       {{ props.value.text }}
     </span>
+    <div v-if="props.value.bar != null" class="bar">
+      <i :style="{width: 100 * props.value.bar + '%'}"></i>
+    </div>
     <span v-if="props.value.note" class="note">{{ props.value.note }}</span>
   </template>
   <template v-else>{{ props.value }}</template>
@@ -24,23 +28,24 @@ _CELL = """
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. One that is `wide` is left out on narrow screens."""
+    """A column of a table; `wide` ones are left out on narrow screens, those that wrap hold sentences."""
 
     name: str
     label: str
     align: Literal["left", "right"] = "left"
     wide: bool = False
+    wraps: bool = False
 
     def describe(self) -> dict[str, Any]:
         """As Quasar takes it."""
-        hidden = "wide-only" if self.wide else ""
+        shown = ("wide-only " if self.wide else "") + ("wrap sentence" if self.wraps else "")
         return {
             "name": self.name,
             "label": self.label,
             "field": self.name,
             "align": self.align,
-            "classes": hidden,
-            "headerClasses": hidden,
+            "classes": shown,
+            "headerClasses": shown,
         }
 
 
@@ -77,7 +82,10 @@ class Table:
             self._on_select(self.selected)
 
 
-def text_cell(text: str, *, note: str = "", title: str = "", href: str = "") -> dict[str, str]:
-    """A cell with what is given: a smaller line below, a text that pointing at it shows, a link."""
+def text_cell(
+    text: str, *, note: str = "", title: str = "", href: str = "", bar: float | None = None
+) -> dict[str, Any]:
+    """A cell with what is given: a smaller line below, a text that pointing at it shows, a link, a bar."""
     given = {"text": text, "note": note, "title": title, "href": href}
-    return {name: value for name, value in given.items() if value}
+    found: dict[str, Any] = {name: value for name, value in given.items() if value}
+    return found if bar is None else found | {"bar": min(max(bar, 0.0), 1.0)}
