@@ -1,4 +1,4 @@
-"""The application: `uvicorn --factory api.main:create_app`."""
+"""The application: all routes, what surrounds them, and what starts with them. `api.server` serves it."""
 
 import logging
 from collections.abc import AsyncIterator

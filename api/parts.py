@@ -37,6 +37,5 @@ def list_parts(*, home: Path, host: str, port: int, workers: int) -> list[Part]:
     schedule = home / "beat-schedule"
     beat = [*celery, "beat", "--schedule", str(schedule), "--pidfile", "", "--loglevel", "WARNING"]
     parts.append(Part("beat", beat, stop_within_s=10))
-    api = [*python, "uvicorn", "--factory", "api.main:create_app", "--host", host, "--port", str(port)]
-    api += ["--http", "httptools", "--timeout-graceful-shutdown", "5", "--no-access-log"]
+    api = [*python, "api.server", "--host", host, "--port", str(port)]
     return [*parts, Part("api", api, stop_within_s=15)]

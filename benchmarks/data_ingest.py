@@ -39,7 +39,7 @@ CHUNK_BYTES = 1 << 20
 SAMPLE_S = 0.1
 # Processes that see the bytes of an upload, by what stands in their command lines.
 WATCHED = {
-    "api": "api.main:create_app",
+    "api": "api.server",
     "worker": "-Q cpu",
     "check": "trainers.validate",
 }

@@ -144,11 +144,9 @@ def serve(folder: Path, url: str, *, pepper: str) -> Iterator[tuple[int, psutil.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    argv = [sys.executable, "-m", "uvicorn", "--factory", "api.main:create_app", "--port", str(port)]
+    argv = [sys.executable, "-m", "api.server", "--port", str(port)]
     own = {"RESIDENCY_HOME": str(folder), "RESIDENCY_DATABASE_URL": url, "RESIDENCY_KEY_PEPPER": pepper}
-    process = subprocess.Popen(
-        [*argv, "--http", "httptools", "--no-access-log"], env=os.environ | own, cwd=ROOT
-    )
+    process = subprocess.Popen(argv, env=os.environ | own, cwd=ROOT)
     try:
         wait_for(lambda: answers(port), within_s=60, what="the API")
         yield port, psutil.Process(process.pid)

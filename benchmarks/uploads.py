@@ -102,7 +102,7 @@ def make_jobs(stack: Stack) -> None:
 
 def api_process(stack: Stack) -> psutil.Process:
     """The process that answers."""
-    (found,) = [process for process in processes_of(stack.home) if "uvicorn" in process.cmdline()]
+    (found,) = [process for process in processes_of(stack.home) if "api.server" in process.cmdline()]
     return found
 
 

@@ -25,7 +25,7 @@ SERVICES_OF = {
     "beat": ["beat"],
     "api": ["api"],
 }
-MORE_PROCESSES = ["--workers", "2", "--timeout-worker-healthcheck", "60"]
+MORE_PROCESSES = ["--workers", "2"]
 
 
 @pytest.mark.parametrize("name", ALL)

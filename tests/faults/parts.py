@@ -11,7 +11,7 @@ from tests.stack import Stack
 from workers.processes import MARKER
 
 PARTS = ("api", "beat", "redis", "serve", "worker-cpu", "worker-train")
-_WORDS = {"api": "api.main:create_app", "beat": "beat", "serve": "workers.serve"}
+_WORDS = {"api": "api.server", "beat": "beat", "serve": "workers.serve"}
 
 
 IN_FULL = bool(os.environ.get("FAULTS_FULL"))
