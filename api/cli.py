@@ -61,17 +61,27 @@ def up(
             file_okay=False,
         ),
     ] = None,
+    dashboard: Annotated[bool, typer.Option(help="Whether the dashboard is started, too.")] = True,
+    dashboard_port: Annotated[int, typer.Option(min=1, max=65535)] = 8701,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
     from api.up import run_up  # the only command that needs the server's packages
 
     import_dirs = [folder.expanduser().absolute() for folder in import_dir or [Path.home(), Path.cwd()]]
     home = home.expanduser().absolute()
-    raise typer.Exit(run_up(home=home, host=host, port=port, workers=workers, import_dirs=import_dirs))
+    status = run_up(
+        home=home,
+        host=host,
+        port=port,
+        workers=workers,
+        import_dirs=import_dirs,
+        dashboard_port=dashboard_port if dashboard else None,
+    )
+    raise typer.Exit(status)
 
 
-@app.command()
-def dashboard(
+@app.command("dashboard")
+def serve_dashboard(
     *,
     api_url: Annotated[
         str, typer.Option(envvar="RESIDENCY_URL", help="Where the API answers, without /v1.")

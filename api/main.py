@@ -13,6 +13,7 @@ from api import (
     artifacts,
     chat,
     curves,
+    dashboard_link,
     deployments,
     errors,
     event_stream,
@@ -79,6 +80,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)
+    app.include_router(dashboard_link.router)
     return app
 
 

@@ -106,13 +106,16 @@ def users_shell() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def start_stack(home: Path, *, import_dirs: list[Path], workers: int = 1, **env: str) -> Stack:
+def start_stack(
+    home: Path, *, import_dirs: list[Path], workers: int = 1, dashboard_port: int | None = None, **env: str
+) -> Stack:
     """Start `residency up` and wait until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     argv = [sys.executable, "-m", "api.cli", "up", "--home", str(home), "--port", str(port)]
     argv += ["--workers", str(workers)]
+    argv += ["--no-dashboard"] if dashboard_port is None else ["--dashboard-port", str(dashboard_port)]
     for folder in import_dirs:
         argv += ["--import-dir", str(folder)]
     with home.with_suffix(".log").open("ab") as log:

@@ -7,7 +7,9 @@ from nicegui import ui
 
 Points = Sequence[tuple[float, float | None]]
 _COLOURS = [f"var(--series-{i})" for i in range(1, 7)]
-_FONT = {"fontFamily": "inherit", "fontSize": 11, "color": "var(--ink-soft)"}
+# Named, because the width of a legend is measured before it is in the page.
+_SANS = "system-ui, sans-serif"
+_FONT = {"fontFamily": _SANS, "fontSize": 11, "color": "var(--ink-soft)"}
 
 
 class LineChart:
@@ -22,7 +24,7 @@ class LineChart:
         legend: bool = True,
     ) -> None:
         axis = {
-            "axisLabel": _FONT | {"hideOverlap": True},
+            "axisLabel": _FONT | {"hideOverlap": True, "showMaxLabel": False},
             "axisLine": {"lineStyle": {"color": "var(--line-strong)"}},
             "axisTick": {"show": False},
             "splitLine": {"lineStyle": {"color": "var(--line)"}},
@@ -30,7 +32,7 @@ class LineChart:
         self._options: dict[str, Any] = {
             "animation": False,
             "color": _COLOURS,
-            "textStyle": {"fontFamily": "inherit"},
+            "textStyle": {"fontFamily": _SANS},
             "grid": {"left": 8, "right": 16, "top": 30 if legend else 12, "bottom": 6, "containLabel": True},
             "legend": {"show": legend, "type": "scroll", "top": 0, "left": 4, "icon": "roundRect",
                        "itemWidth": 12, "itemHeight": 3, "textStyle": _FONT, "pageTextStyle": _FONT,

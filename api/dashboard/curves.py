@@ -6,17 +6,17 @@ from api.dashboard.charts import Points
 from api.dashboard.client import Api
 from api.dashboard.job_words import url_of
 
+_TWIN = "full_valid_"  # OpenAI's name for what is `valid_` here
 _PREFIXES = ("train_", "valid_", "eval_")
 _TITLES = {
     "loss": "Loss",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens per second",
-    "step_time_s": "Seconds per step",
     "kl": "KL",
 }
-_FIRST, _LAST = ("loss",), ("learning_rate", "grad_norm", "tokens_per_s", "step_time_s")
-_LEFT_OUT = ("epoch",)
+_FIRST, _LAST = ("loss",), ("learning_rate", "grad_norm", "tokens_per_s")
+_LEFT_OUT = ("epoch", "step_time_s")
 
 
 async def fetch_curves(api: Api, job_id: str, *, max_points: int = 500) -> dict[str, Any]:
@@ -26,15 +26,19 @@ async def fetch_curves(api: Api, job_id: str, *, max_points: int = 500) -> dict[
 
 def names_of(curves: dict[str, Any]) -> list[str]:
     """The names of the series, without those that say nothing over steps."""
-    return [name for name in curves.get("series", {}) if name not in _LEFT_OUT]
+    series = curves.get("series", {})
+    return [
+        name
+        for name in series
+        if name not in _LEFT_OUT and name.replace(_TWIN, "valid_", 1) not in series.keys() - {name}
+    ]
 
 
 def lines_of(curves: dict[str, Any]) -> dict[str, Points]:
     """Each series as (step, value) pairs."""
     return {
-        name: list(zip(series["steps"], series["values"], strict=True))
-        for name, series in curves.get("series", {}).items()
-        if name not in _LEFT_OUT
+        name: list(zip(curves["series"][name]["steps"], curves["series"][name]["values"], strict=True))
+        for name in names_of(curves)
     }
 
 

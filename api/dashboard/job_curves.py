@@ -8,7 +8,7 @@ from api.dashboard.charts import LineChart
 from api.dashboard.curves import group, lines_of
 from api.dashboard.elements import Panel, empty, panel, skeleton
 
-_HEIGHT_PX = 190
+_HEIGHT_PX = 170
 _USUAL = ("Loss", "Learning rate", "Gradient norm", "Tokens per second")
 
 

@@ -51,7 +51,7 @@ class Log:
         self._lines = ui.log(max_lines=_SHOWN_LINES).classes("log full-width")
         self._lines.set_visibility(False)
         with ui.element("div") as self._nothing:
-            empty("Nothing was printed yet", "The log begins when a worker starts the trainer.")
+            empty("Nothing was printed", "The log begins when a worker starts the trainer.")
 
     async def read_on(self) -> list[str]:
         """The lines that came since the last time."""

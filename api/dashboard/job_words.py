@@ -33,6 +33,11 @@ def name_cell(job: Job) -> dict[str, Any]:
     return text_cell(name, href=path_of(job_id), note=note, title=job_id)
 
 
+def id_cell(job_id: str) -> dict[str, Any]:
+    """A job of which only the id is known, linked to its page."""
+    return text_cell(f"{job_id[:12]}…", href=path_of(job_id), title=job_id)
+
+
 def method_of(job: Job) -> str:
     """How it trains."""
     return job["method"]["type"]

@@ -11,7 +11,7 @@ from api.main import create_app
 from db import keys
 from db.models import ApiKey
 
-PUBLIC = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+PUBLIC = {"/healthz", "/readyz", "/dashboard", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
 # Queries without which a route is not asked anything.
 NEEDED = {f"/v1/files/{{file_id}}/{kind}": {"model": "org/base"} for kind in ("preview", "tokens")}
 

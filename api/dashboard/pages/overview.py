@@ -8,7 +8,7 @@ from nicegui import ui
 
 from api.dashboard import job_words as words
 from api.dashboard.client import Api, Refused
-from api.dashboard.elements import empty, go_button, grid, panel, pill_of
+from api.dashboard.elements import empty, go_button, panel, pill_of
 from api.dashboard.formats import UNKNOWN, ago, percent, size
 from api.dashboard.frame import head, page
 from api.dashboard.live import live
@@ -124,9 +124,8 @@ class View:
                 "Nothing is waiting",
                 "Whatever has to wait stands here with the reason.",
             )
-        with grid(least_px=460):
-            self._failures()
-            self._machines()
+        self._machines()
+        self._failures()
 
     def _steps(self) -> None:
         with self._first_steps:
@@ -280,9 +279,7 @@ def _device_rows(node: dict[str, Any]) -> list[dict[str, Cell]]:
             "state": pill_of(device["state"]) | {"title": device["reason"] or ""},
             "memory": words.memory_cell(device.get("memory_used_bytes"), device["memory_bytes"]),
             "use": _use_cell(device.get("utilization")),
-            "job": text_cell(device["held_by"], href=words.path_of(device["held_by"]))
-            if device["held_by"]
-            else UNKNOWN,
+            "job": words.id_cell(device["held_by"]) if device["held_by"] else UNKNOWN,
         }
         for device in node["devices"]
     ]
