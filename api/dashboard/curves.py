@@ -46,7 +46,9 @@ def group(lines: dict[str, Points]) -> dict[str, dict[str, Points]]:
     """The lines of each chart by its title: train and valid of one measure share one, loss is first."""
     charts: dict[str, dict[str, Points]] = {}
     for name, points in lines.items():
-        charts.setdefault(_measure(name), {})[name] = points
+        measure = _measure(name)
+        label = name.removesuffix(f"_{measure}").replace("_", " ")
+        charts.setdefault(measure, {})[label] = points
     ordered = sorted(charts, key=lambda measure: (_rank(measure), measure))
     return {title_of(measure): charts[measure] for measure in ordered}
 

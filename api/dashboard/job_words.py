@@ -101,7 +101,7 @@ def _reason(blocked: dict[str, Any]) -> str:
         case "paused":
             return "paused, goes on when resumed"
         case "worker":
-            return "no worker has looked yet; is one running?"
+            return "no worker has taken it yet"
         case other:
             return str(other).replace("_", " ")
 

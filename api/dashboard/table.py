@@ -1,6 +1,6 @@
 """Dense tables whose rows change in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ _CELL = """
     </div>
     <span v-if="props.value.note" class="note">{{ props.value.note }}</span>
   </template>
-  <template v-else>{{ props.value }}</template>
+  <span v-else>{{ props.value }}</span>
 </q-td>
 """
 
@@ -77,9 +77,10 @@ class Table:
         if rows != self.element.rows:
             self.element.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _select(self) -> None:
-        if self._on_select:
-            self._on_select(self.selected)
+    async def _select(self) -> None:
+        found = self._on_select(self.selected) if self._on_select else None
+        if isinstance(found, Awaitable):
+            await found
 
 
 def text_cell(

@@ -1,10 +1,12 @@
 """Logging in and out, the frame around the pages, and who may ask for them."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.conftest import Dashboard, Watched
+from tests.browser.conftest import Dashboard, Watched, start_dashboard
 
 PLACES = ["Overview", "Jobs", "New job", "Pipelines", "Data", "Models", "Playground", "Admin"]
 
@@ -103,3 +105,25 @@ def test_a_page_that_is_not_there(dashboard: Dashboard, page: Page, watched: Wat
     dashboard.log_in(page)
     page.goto(f"{dashboard.url}/nothing")
     expect(page.get_by_text("There is no such page")).to_be_visible()
+
+
+def test_a_key_that_is_revoked_is_logged_out(dashboard: Dashboard, page: Page) -> None:
+    with dashboard.stack.http() as http:
+        made = http.post("/keys", json={"name": "for a while", "role": "admin"}).json()
+        dashboard.log_in(page, key=made["key"])
+        expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+        assert http.delete(f"/keys/{made['id']}").status_code == 200
+    page.wait_for_url(f"{dashboard.url}/login")  # by itself, when it next asks for news
+
+
+def test_logging_in_while_no_server_answers(tmp_path: Path) -> None:
+    process, url = start_dashboard("http://127.0.0.1:9", tmp_path / "dashboard.log")
+    try:
+        answer = httpx.post(f"{url}/login", data={"key": "rsd_admin_x"}, trust_env=False, timeout=30)
+        assert answer.status_code == 503
+        assert "No server answers at http://127.0.0.1:9" in answer.text
+        assert "residency up" in answer.text
+        assert "rsd_admin_x" not in answer.text
+    finally:
+        process.terminate()
+        process.wait(timeout=60)

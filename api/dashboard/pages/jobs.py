@@ -30,7 +30,7 @@ _COLUMNS = [
     Column("model", "Model", wide=True),
     Column("tokens", "Tokens", "right", wide=True),
     Column("took", "Took", "right", wide=True),
-    Column("when", "Submitted", "right"),
+    Column("when", "Submitted", "right", wide=True),
 ]
 
 
