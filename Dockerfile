@@ -12,7 +12,7 @@ WORKDIR /app
 
 # The pinned packages without our code, which changes more often: this layer takes minutes.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install -c constraints.txt '.[train]'
+RUN pip install -c constraints.txt '.[train,dashboard]'
 
 COPY api api
 COPY db db

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from api.client import DEFAULT_HOME, ClientError, Refused
+from api.client import DEFAULT_HOME, DEFAULT_URL, ClientError, Refused
 from api.commands import chat, data, deployments, files, jobs, keys, methods, models, nodes, pipelines, votes
 from api.commands.output import errors, plain
 
@@ -62,13 +62,41 @@ def up(
             file_okay=False,
         ),
     ] = None,
+    dashboard: Annotated[bool, typer.Option(help="Whether the dashboard is started, too.")] = True,
+    dashboard_port: Annotated[int, typer.Option(min=1, max=65535)] = 8701,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C stops it."""
     from api.up import run_up  # the only command that needs the server's packages
 
     import_dirs = [folder.expanduser().absolute() for folder in import_dir or [Path.home(), Path.cwd()]]
     home = home.expanduser().absolute()
-    raise typer.Exit(run_up(home=home, host=host, port=port, workers=workers, import_dirs=import_dirs))
+    status = run_up(
+        home=home,
+        host=host,
+        port=port,
+        workers=workers,
+        import_dirs=import_dirs,
+        dashboard_port=dashboard_port if dashboard else None,
+    )
+    raise typer.Exit(status)
+
+
+@app.command("dashboard")
+def serve_dashboard(
+    *,
+    api_url: Annotated[
+        str, typer.Option(envvar="RESIDENCY_URL", help="Where the API answers, without /v1.")
+    ] = DEFAULT_URL,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8701,
+    secure_cookie: Annotated[
+        bool, typer.Option("--secure-cookie", help="For a dashboard behind TLS: send its cookie there only.")
+    ] = False,
+) -> None:
+    """Serve the dashboard of a service; `up` does it by itself."""
+    from api.dashboard.app import run_dashboard  # the only command that needs NiceGUI
+
+    run_dashboard(api_url=api_url, host=host, port=port, secure_cookie=secure_cookie)
 
 
 @app.command()

@@ -22,6 +22,9 @@ def list_events(
     after: After = None,
     limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
+    type: Annotated[
+        Literal["message", "metrics"] | None, Query(description="Only events of this type.")
+    ] = None,
 ) -> EventList:
     """What happened to a job, newest first."""
     with database.read() as session:
@@ -33,6 +36,7 @@ def list_events(
             after=after,
             limit=limit,
             descending=order == "desc",
+            type_=type,
         )
     return EventList(data=[render.event_object(event) for event in page.rows], has_more=page.has_more)
 

@@ -13,6 +13,7 @@ from api import (
     artifacts,
     chat,
     curves,
+    dashboard_link,
     deployments,
     errors,
     event_stream,
@@ -85,6 +86,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.include_router(v1)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.include_router(dashboard_link.router)
     return app
 
 

@@ -23,7 +23,9 @@ class Part:
     again_at: float = 0.0
 
 
-def list_parts(*, home: Path, host: str, port: int, workers: int) -> list[Part]:
+def list_parts(
+    *, home: Path, host: str, port: int, workers: int, dashboard_port: int | None = None
+) -> list[Part]:
     """Every part but database and broker, in the order in which they are best started."""
     python = [sys.executable, "-m"]
     celery = [*python, "celery", "-A", "workers.app"]
@@ -38,4 +40,8 @@ def list_parts(*, home: Path, host: str, port: int, workers: int) -> list[Part]:
     beat = [*celery, "beat", "--schedule", str(schedule), "--pidfile", "", "--loglevel", "WARNING"]
     parts.append(Part("beat", beat, stop_within_s=10))
     api = [*python, "api.server", "--host", host, "--port", str(port)]
-    return [*parts, Part("api", api, stop_within_s=15)]
+    parts.append(Part("api", api, stop_within_s=15))
+    if dashboard_port is not None:  # it finds the API by RESIDENCY_URL
+        pages = [*python, "api.cli", "dashboard", "--host", host, "--port", str(dashboard_port)]
+        parts.append(Part("dashboard", pages, stop_within_s=10))
+    return parts

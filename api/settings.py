@@ -24,6 +24,11 @@ class ApiSettings(DatabaseSettings):
     import_enabled: bool = Field(default=True, description="Whether admins may import base models.")
     hub: bool = Field(default=False, description="Whether models and data may come from a hub.")
     auto_deploy: bool = Field(default=False, description="Whether chatting with a model deploys it.")
+    dashboard_url: str = Field(
+        default="",
+        pattern=r"^$|^:\d{1,5}$|^https?://",
+        description="Where `/dashboard` leads; `:8701` is that port of the host that was asked.",
+    )
     chat_hold_s: float = Field(
         default=60.0, ge=0, description="How long a chat request waits for its engine to become ready."
     )

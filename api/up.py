@@ -5,6 +5,7 @@ that dies is started again; SIGINT or SIGTERM ends them all, trainers first savi
 """
 
 import fcntl
+import importlib.util
 import logging
 import os
 import secrets
@@ -109,7 +110,15 @@ class Parts:
         part.started_at = time.monotonic()
 
 
-def run_up(*, home: Path, host: str, port: int, workers: int, import_dirs: list[Path]) -> int:
+def run_up(
+    *,
+    home: Path,
+    host: str,
+    port: int,
+    workers: int,
+    import_dirs: list[Path],
+    dashboard_port: int | None = None,
+) -> int:
     """Run the whole service until SIGINT or SIGTERM; the exit status for the shell."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -122,15 +131,28 @@ def run_up(*, home: Path, host: str, port: int, workers: int, import_dirs: list[
         _check_port(host, port)
         with _only_one(home), _socket_dir() as sockets:
             env = _environment(home, sockets, workers=workers, import_dirs=import_dirs)
+            if dashboard_port is not None and (problem := _why_no_dashboard(host, dashboard_port)):
+                console.print(f"[yellow]No dashboard: {problem}[/yellow]")
+                dashboard_port = None
+            if dashboard_port is not None:
+                env["RESIDENCY_URL"] = f"http://{_reachable(host)}:{port}"
+                env.setdefault("RESIDENCY_DASHBOARD_URL", f":{dashboard_port}")
             settings = DatabaseSettings(home=home, key_pepper=SecretStr(env["RESIDENCY_KEY_PEPPER"]))
             migrate(settings, key_file=home / "admin.key")
             parts = Parts(home, env)
             try:
-                _start_all(parts, home, sockets, host=host, port=port, workers=workers)
+                if "RESIDENCY_REDIS_URL" not in os.environ:
+                    _start_redis(parts, home, sockets)
+                for part in list_parts(
+                    home=home, host=host, port=port, workers=workers, dashboard_port=dashboard_port
+                ):
+                    parts.start(part)
                 _wait_until_ready(f"http://{_reachable(host)}:{port}", parts, stopping)
                 console.print(
                     f"[bold]Residency[/bold] answers at [bold]http://{_reachable(host)}:{port}/v1[/bold]"
                 )
+                if dashboard_port is not None:
+                    console.print(f"Dashboard: http://{_reachable(host)}:{dashboard_port}")
                 console.print(f"Key: {home / 'admin.key'}   Logs: {home / 'logs'}   Stop: Ctrl-C")
                 while not stopping.wait(0.5):
                     parts.watch()
@@ -143,12 +165,20 @@ def run_up(*, home: Path, host: str, port: int, workers: int, import_dirs: list[
     return 0
 
 
-def _start_all(parts: Parts, home: Path, sockets: Path, *, host: str, port: int, workers: int) -> None:
-    if "RESIDENCY_REDIS_URL" not in os.environ:
-        parts.start(Part("redis", _redis_command(home, sockets), stop_within_s=20, stops_last=True))
-        _wait_for(lambda: (sockets / "redis.sock").exists(), "redis did not start")
-    for part in list_parts(home=home, host=host, port=port, workers=workers):
-        parts.start(part)
+def _start_redis(parts: Parts, home: Path, sockets: Path) -> None:
+    parts.start(Part("redis", _redis_command(home, sockets), stop_within_s=20, stops_last=True))
+    _wait_for(lambda: (sockets / "redis.sock").exists(), "redis did not start")
+
+
+def _why_no_dashboard(host: str, port: int) -> str:
+    """Why the service goes on without its dashboard; empty if it need not."""
+    if importlib.util.find_spec("nicegui") is None:
+        return "install it with `pip install 'residency[dashboard]'`."
+    try:
+        _check_port(host, port)
+    except UpFailed as failure:
+        return f"{failure} --dashboard-port takes another one."
+    return ""
 
 
 def _redis_command(home: Path, sockets: Path) -> list[str]:

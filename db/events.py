@@ -43,12 +43,20 @@ def add(
 
 
 def list_page(
-    session: Session, *, org_id: str, job_id: str, after: str | None, limit: int, descending: bool = True
+    session: Session,
+    *,
+    org_id: str,
+    job_id: str,
+    after: str | None,
+    limit: int,
+    descending: bool = True,
+    type_: str | None = None,
 ) -> Page:
-    """Events of a job, newest first unless told otherwise."""
+    """Events of a job, or those of one type, newest first unless told otherwise."""
+    chosen = scoped(Event, org_id).where(Event.job_id == job_id)
     return paginate(
         session,
-        scoped(Event, org_id).where(Event.job_id == job_id),
+        chosen if type_ is None else chosen.where(Event.type == type_),
         order_by=(Event.seq,),
         id_column=Event.id,
         after=after,

@@ -115,7 +115,7 @@ def running_service() -> Iterator[openai.OpenAI]:
         port = probe.getsockname()[1]
     residency = str(Path(sys.executable).with_name("residency"))
     command = ["setpriv", "--pdeathsig", "TERM", residency, "up"]  # not to be left alone by a killed demo
-    command += ["--home", str(HOME), "--port", str(port), "--import-dir", str(DEMO)]
+    command += ["--home", str(HOME), "--port", str(port), "--import-dir", str(DEMO), "--no-dashboard"]
     # Settings of another service on this machine are not meant for this one.
     env = {name: value for name, value in os.environ.items() if not name.startswith("RESIDENCY_")}
     with UP_LOG.open("wb") as log:

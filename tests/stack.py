@@ -100,19 +100,26 @@ class Stack:
         return self.process.wait(timeout=300)
 
 
-def start_stack(home: Path, *, import_dirs: list[Path], workers: int = 1, **env: str) -> Stack:
+def users_shell() -> dict[str, str]:
+    """What a user's shell would hold: suites set RESIDENCY_* for themselves, and pytest tells of itself."""
+    ours = ("RESIDENCY_", "PYTEST_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def start_stack(
+    home: Path, *, import_dirs: list[Path], workers: int = 1, dashboard_port: int | None = None, **env: str
+) -> Stack:
     """Start `residency up` and wait until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     argv = [sys.executable, "-m", "api.cli", "up", "--home", str(home), "--port", str(port)]
     argv += ["--workers", str(workers)]
+    argv += ["--no-dashboard"] if dashboard_port is None else ["--dashboard-port", str(dashboard_port)]
     for folder in import_dirs:
         argv += ["--import-dir", str(folder)]
-    # Only what a user's shell would hold: other suites set RESIDENCY_* for themselves.
-    shell = {name: value for name, value in os.environ.items() if not name.startswith("RESIDENCY_")}
     with home.with_suffix(".log").open("ab") as log:
-        process = subprocess.Popen(argv, env=shell | FAST | env, stdout=log, stderr=log)
+        process = subprocess.Popen(argv, env=users_shell() | FAST | env, stdout=log, stderr=log)
     stack = Stack(home=home, port=port, process=process)
 
     def ready() -> bool:

@@ -12,7 +12,7 @@ from api.metrics import require_scraper
 from db import keys
 from db.models import ApiKey
 
-PUBLIC = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+PUBLIC = {"/healthz", "/readyz", "/dashboard", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
 VOTE = {
     "prompt": [{"role": "user", "content": "Hi"}],
     "chosen": {"model": "a", "content": "Hello"},

@@ -261,6 +261,8 @@ def test_the_road_of_a_job(client, world, body):
     assert told[4]["type"] == "metrics"
     assert told[4]["data"] == {"step": 5, "total_steps": 10, "train_loss": 0.5, "valid_loss": None}
     assert client.get(f"{path}/events").json()["data"] == told[::-1]
+    assert client.get(f"{path}/events?order=asc&type=message").json()["data"] == told[:4] + told[5:]
+    assert client.get(f"{path}/events?type=metrics").json()["data"] == [told[4]]
 
 
 def test_checkpoints(client, world, body):

@@ -67,7 +67,7 @@ class Deployment:
 
     folder: Path
     ports: dict[str, int] = field(
-        default_factory=lambda: {port: free_port() for port in ("5432", "6379", "8700")}
+        default_factory=lambda: {port: free_port() for port in ("5432", "6379", "8700", "8701")}
     )
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -173,7 +173,7 @@ class Deployment:
         return folder
 
 
-_SERVERS = (("postgres", "5432"), ("redis", "6379"))
+_SERVERS = (("postgres", "5432"), ("redis", "6379"), ("api", "8700"))
 
 
 def _expand(value: Any) -> Any:

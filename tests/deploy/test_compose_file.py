@@ -24,6 +24,7 @@ SERVICES_OF = {
     "worker-train": ["worker", "worker-without-gpu"],
     "beat": ["beat"],
     "api": ["api"],
+    "dashboard": ["dashboard"],
 }
 MORE_PROCESSES = ["--workers", "2"]
 
@@ -35,14 +36,25 @@ def test_every_service_is_checked_or_ends_by_itself(name: str) -> None:
     assert seconds(service["stop_grace_period"]) >= 10
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if name != "migrate"])
+@pytest.mark.parametrize("name", [name for name in OURS if name not in ("migrate", "dashboard")])
 def test_parts_start_when_what_they_need_is_there(name: str) -> None:
     needs = {other: need["condition"] for other, need in services("cpu", "gpu")[name]["depends_on"].items()}
     healthy = "service_healthy"
     assert needs == {"migrate": "service_completed_successfully", "postgres": healthy, "redis": healthy}
 
 
-@pytest.mark.parametrize("part", list_parts(home=Path("/data"), host="0.0.0.0", port=8700, workers=1))  # noqa: S104
+def test_the_dashboard_knows_nothing_but_the_api() -> None:
+    service = read_compose()["services"]["dashboard"]
+    assert service["depends_on"] == {"api": {"condition": "service_healthy"}}
+    assert (service["volumes"], service["secrets"]) == ([], [])
+    ours = {name: value for name, value in service["environment"].items() if name.startswith("RESIDENCY_")}
+    assert ours == {"RESIDENCY_URL": "http://api:8700"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    list_parts(home=Path("/data"), host="0.0.0.0", port=8700, workers=1, dashboard_port=8701),  # noqa: S104
+)
 def test_the_commands_are_those_of_up(part) -> None:
     more = MORE_PROCESSES if part.name == "api" else []
     words = ["python" if word == sys.executable else word for word in part.argv]
@@ -71,7 +83,7 @@ def test_trainers_have_the_time_to_save() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_variables_are_settings_and_hold_no_secret(name: str) -> None:
     settings = ApiSettings.model_fields | WorkerSettings.model_fields
-    known = {f"RESIDENCY_{field.upper()}" for field in settings} | {"RESIDENCY_SECRETS_DIR"}
+    known = {f"RESIDENCY_{field.upper()}" for field in settings} | {"RESIDENCY_SECRETS_DIR", "RESIDENCY_URL"}
     for variable, value in read_compose()["services"][name].get("environment", {}).items():
         assert variable in known or not variable.startswith("RESIDENCY_")
         if re.search("PASSWORD|PEPPER|SECRET|TOKEN|KEY", variable):
@@ -109,7 +121,8 @@ def test_what_accepted_work_hangs_on_survives_a_restart() -> None:
     assert "--maxmemory-policy noeviction" in redis
     for name, folder in {"redis": "/data", "postgres": "/var/lib/postgresql/data"}.items():
         assert read_compose()["services"][name]["volumes"] == [f"{name}:{folder}"]
-    assert all("data:/data" in read_compose()["services"][name]["volumes"] for name in OURS)
+    keepers = [name for name in OURS if name != "dashboard"]
+    assert all("data:/data" in read_compose()["services"][name]["volumes"] for name in keepers)
 
 
 def test_the_documentation_names_every_service_and_variable() -> None:
