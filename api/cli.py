@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from api.client import DEFAULT_HOME, ClientError, Refused
-from api.commands import chat, data, deployments, files, jobs, methods, models, nodes, pipelines
+from api.commands import chat, data, deployments, files, jobs, methods, models, nodes, pipelines, tensorboard
 from api.commands.output import errors, plain
 
 
@@ -41,6 +41,7 @@ app.add_typer(nodes.app, name="nodes")
 app.command()(chat.chat)
 app.command()(methods.methods)
 app.command()(pipelines.run)
+app.command()(tensorboard.tensorboard)
 
 
 @app.command()
