@@ -7,7 +7,20 @@ import typer
 from typer.core import TyperGroup
 
 from api.client import DEFAULT_HOME, DEFAULT_URL, ClientError, Refused
-from api.commands import chat, data, deployments, files, jobs, keys, methods, models, nodes, pipelines, votes
+from api.commands import (
+    chat,
+    data,
+    deployments,
+    files,
+    jobs,
+    keys,
+    methods,
+    models,
+    nodes,
+    pipelines,
+    tensorboard,
+    votes,
+)
 from api.commands.output import errors, plain
 
 
@@ -43,6 +56,7 @@ app.add_typer(nodes.app, name="nodes")
 app.command()(chat.chat)
 app.command()(methods.methods)
 app.command()(pipelines.run)
+app.command()(tensorboard.tensorboard)
 
 
 @app.command()

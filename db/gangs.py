@@ -18,6 +18,7 @@ from db.tasks import Owner
 from db.work_models import Attempt, DeviceLease, GangMember, Node, Task
 
 Health = Literal["gathering", "whole", "leaving", "broken"]
+_GOING = {"leaving", "left"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def renew(session: Session, member: Member, *, ttl_s: float, leaving: bool) -> N
 def leave(session: Session, member: Member, *, well: bool, gone: bool = True) -> None:
     """A member has ended; its devices are free if its processes are proven gone."""
     _change(session, member.id, {"running"}, state="done" if well else "failed")
-    _change(session, member.id, {"leaving"}, state="done")
+    _change(session, member.id, {"leaving"}, state="left")
     if gone:
         tasks.release_devices(session, member.attempt_id, node=member.node)
 
@@ -142,12 +143,18 @@ def look_after(session: Session, attempt_id: int) -> Health:
         )
     )
     states = {member.state for member in members}
-    late = any(member.expires_at < now for member in members if member.state != "done")
+    late = any(member.expires_at < now for member in members if member.state not in ("done", "left"))
     if late or "failed" in states:
         return "broken"
-    if "leaving" in states:
+    if states & _GOING:  # it may be gone before the leader looks
         return "leaving"
     return "gathering" if "called" in states else "whole"
+
+
+def was_left(session: Session, attempt_id: int) -> bool:
+    """Whether a node was told to stop: the end of the attempt that it took part in is nobody's fault."""
+    going = (GangMember.attempt_id == attempt_id, GangMember.state.in_(_GOING))
+    return session.scalar(select(GangMember.id).where(*going).limit(1)) is not None
 
 
 def rank_of(session: Session, attempt_id: int, node: str) -> int:

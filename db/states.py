@@ -28,7 +28,7 @@ TASK_STATES = ("queued", "leased", "closed")
 TASK_QUEUES = {"train": "train", "validate": "cpu", "import": "cpu", "merge": "cpu", "preview": "cpu"}
 PREVIEW_KINDS = ("rows", "tokens")
 NODE_STATES = ("active", "draining")
-MEMBER_STATES = ("called", "running", "leaving", "done", "failed")
+MEMBER_STATES = ("called", "running", "leaving", "left", "done", "failed")
 ATTEMPT_OUTCOMES = ("done", "failed", "stopped", "cancelled", "lost")
 
 

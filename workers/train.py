@@ -120,16 +120,13 @@ class _Attempt:
             dispatch.ring("train")  # for the nodes that were called
         if self.gang == "broken":
             raise GangBroken
-        return self.stop_asked or self._draining()
+        return self.stop_asked or shutdown.requested() or self.gang == "leaving"
 
     def _look_after_gang(self, session: Session) -> None:
         self.gang = gangs.look_after(session, self.lease.attempt_id)
         if self.gang == "broken":
             job = session.get_one(Job, self.lease.subject_id)
             events.add(session, job, "A node of the gang was lost; all its nodes stop", level="warn")
-
-    def _draining(self) -> bool:
-        return shutdown.requested() or self.gang == "leaving"
 
     def _settle(self) -> None:
         exit_ = read_exit(self.run_dir)
@@ -138,7 +135,8 @@ class _Attempt:
         def write(session: Session) -> None:
             while self.events.copy(session, self.lease):
                 pass
-            finish(session, self.lease, exit_=exit_, draining=self._draining())
+            draining = shutdown.requested() or gangs.was_left(session, self.lease.attempt_id)
+            finish(session, self.lease, exit_=exit_, draining=draining)
             if not gone:
                 tasks.keep_devices(session, self.lease)
 

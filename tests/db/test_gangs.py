@@ -218,7 +218,9 @@ def test_what_the_leader_sees_of_its_members(world: World, hosts: list[str]):
     assert health(world, lease) == "broken"
     with world.database.write() as session:
         gangs.leave(session, member, well=False)
-    assert health(world, lease) == "whole", "it left as it had said"
+    assert health(world, lease) == "leaving", "though it had left before its leader looked"
+    with world.database.read() as session:
+        assert gangs.was_left(session, lease.attempt_id)
 
 
 def test_a_member_that_fails_breaks_the_gang(world: World, hosts: list[str]):
@@ -228,3 +230,5 @@ def test_a_member_that_fails_breaks_the_gang(world: World, hosts: list[str]):
         gangs.leave(session, gangs.join(session, owner(hosts[1]), ttl_s=60), well=False)  # type: ignore[arg-type]
 
     assert health(world, lease) == "broken"
+    with world.database.read() as session:
+        assert not gangs.was_left(session, lease.attempt_id)
