@@ -78,7 +78,7 @@ def _checkpoint_row(one: dict[str, Any]) -> dict[str, Cell]:
     measured = [
         f"{name.replace('_', ' ')} {number(value)}"
         for name, value in one["metrics"].items()
-        if name != "step" and isinstance(value, int | float)
+        if name != "step" and not name.startswith("full_valid_") and isinstance(value, int | float)
     ]
     model = one["fine_tuned_model_checkpoint"]
     return {

@@ -10,11 +10,20 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from tests.stack import Stack, users_shell, wait_for
 
 CHROMIUM = "/usr/bin/chromium"
+PATIENCE_MS = 30_000  # tests share a small machine
 ARGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 
 
@@ -77,6 +86,7 @@ def dashboard(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield browser
@@ -118,7 +128,7 @@ def watched(dashboard: Dashboard) -> Iterator[Watched]:
 def context(browser: Browser, watched: Watched) -> Iterator[BrowserContext]:
     """A browser that has seen nothing yet, 1280 by 800."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(PATIENCE_MS)
     context.on("console", watched.hear)
     context.on("weberror", lambda error: watched.faults.append(f"exception: {error.error}"))
     context.on("request", watched.see)
