@@ -12,6 +12,8 @@ class DeviceObject(BaseModel):
     kind: str = Field(description="The model of a GPU; `cpu` for a slot.")
     memory_bytes: int | None
     driver: str | None
+    memory_used_bytes: int | None = Field(description="Of a GPU, some seconds ago at most.")
+    utilization: float | None = Field(description="The part of the last moments in which it computed.")
     state: Literal["free", "leased", "quarantined"]
     reason: str | None = Field(description="Why it is quarantined.")
     held_by: str | None = Field(description="The job that holds it.")

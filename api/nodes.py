@@ -74,9 +74,17 @@ def _node_object(node: Node, held: Devices, kept: Devices) -> NodeObject:
             "slots": node.slots,
             "free_bytes": node.free_bytes,
             "last_seen_at": int(node.last_seen_at),
-            "devices": [_device_object(node.name, device, held, kept) for device in node.devices],
+            "devices": [
+                _device_object(node.name, device | _use_of(node, device), held, kept)
+                for device in node.devices
+            ],
         }
     )
+
+
+def _use_of(node: Node, device: dict[str, object]) -> dict[str, object]:
+    nothing = {"memory_used_bytes": None, "utilization": None}
+    return nothing | (node.device_use or {}).get(str(device["id"]), {})
 
 
 def _device_object(node: str, device: dict[str, object], held: Devices, kept: Devices) -> DeviceObject:

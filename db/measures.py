@@ -60,6 +60,17 @@ def _by_node(read: Callable[[Node, float], float]) -> Callable[[Session], Values
     return values
 
 
+def _by_device(name: str) -> Callable[[Session], Values]:
+    def values(session: Session) -> Values:
+        return {
+            (node.name, device): float(use[name])
+            for node in nodes.list_all(session)
+            for device, use in (node.device_use or {}).items()
+        }
+
+    return values
+
+
 def _devices(session: Session) -> Values:
     held, kept = nodes.holders(session), quarantine.reasons(session)
     found: Values = {("free",): 0.0, ("leased",): 0.0, ("quarantined",): 0.0}
@@ -88,6 +99,10 @@ MEASURES = (
     Measure("disk_full", "Attempts that ended for want of space on the disk.", (),
             _attempts(where=_REASON == "disk_full"), is_total=True),
     Measure("devices", "GPUs and slots by what is done with them.", ("state",), _devices),
+    Measure("device_memory_used_bytes", "Memory of a GPU that is in use.", ("node", "device"),
+            _by_device("memory_used_bytes")),
+    Measure("device_utilization", "The part of the last moments in which a GPU computed: 0 to 1.",
+            ("node", "device"), _by_device("utilization")),
     Measure("quarantines", "Times a device was kept from use, which nobody could prove free.",
             (), _count(of=Quarantine), is_total=True),
     Measure("node_seen_seconds", "How long ago a node's workers last spoke.", ("node",),

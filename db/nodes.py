@@ -1,7 +1,7 @@
 """The machines that workers run on: what each offers, when it was last seen, whether it takes work."""
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -23,6 +23,17 @@ class Device:
 
 
 @dataclass(frozen=True)
+class DeviceUse:
+    """How busy a GPU is: bytes, and of the last moments the part (0 to 1) in which it computed."""
+
+    memory_used_bytes: int
+    utilization: float
+
+
+Uses = dict[str, DeviceUse]  # by the device's id
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a worker knows of its machine."""
 
@@ -31,6 +42,7 @@ class Facts:
     devices: tuple[Device, ...]
     slots: int
     free_bytes: int  # of the disk that holds the home
+    uses: Uses = field(default_factory=dict)
 
 
 def report(session: Session, facts: Facts, *, every_s: float, trains: bool) -> None:
@@ -45,6 +57,7 @@ def report(session: Session, facts: Facts, *, every_s: float, trains: bool) -> N
         "slots": facts.slots,
         "free_bytes": facts.free_bytes,
         "last_seen_at": now,
+        "device_use": _written(facts.uses),
     }
     if trains:
         values["trains_at"] = now
@@ -61,14 +74,18 @@ def report(session: Session, facts: Facts, *, every_s: float, trains: bool) -> N
             setattr(known, name, value)
 
 
-def touch(session: Session, name: str, *, every_s: float, trains: bool) -> bool:
+def touch(session: Session, name: str, *, every_s: float, trains: bool, uses: Uses | None = None) -> bool:
     """Note that a node lives, at most once in `every_s`; whether it is being drained."""
     now = clock(session)
     seen = Node.trains_at if trains else Node.last_seen_at
     session.execute(
         update(Node)
         .where(Node.name == name, func.coalesce(seen, 0.0) <= now - every_s)
-        .values(last_seen_at=now, **({"trains_at": now} if trains else {}))
+        .values(
+            last_seen_at=now,
+            **({"trains_at": now} if trains else {}),
+            **({"device_use": _written(uses)} if uses else {}),
+        )
         .execution_options(synchronize_session=False)
     )
     return is_draining(session, name)
@@ -110,3 +127,7 @@ def holders(session: Session) -> dict[tuple[str, str], str]:
         .where(DeviceLease.released_at.is_(None))
     )
     return {(node, device): subject_id for node, device, subject_id in rows}
+
+
+def _written(uses: Uses) -> dict[str, object] | None:
+    return {device: asdict(use) for device, use in uses.items()} or None

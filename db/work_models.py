@@ -111,6 +111,7 @@ class DeviceLease(Base):
 class Node(Base):
     """A machine that workers reported. `devices` is a list of {id, kind, memory_bytes, driver}.
 
+    device_use: of each GPU by its id {memory_used_bytes, utilization}, as of `last_seen_at`.
     trains_at: when a worker that trains last spoke there; none since the last was told to stop.
     """
 
@@ -125,6 +126,7 @@ class Node(Base):
     registered_at: Mapped[float]
     last_seen_at: Mapped[float]
     trains_at: Mapped[float | None]
+    device_use: Mapped[dict[str, Any] | None]
 
 
 class Quarantine(Base):

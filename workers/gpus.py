@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import pynvml
 
+from db.nodes import DeviceUse, Uses
+
 _MOST_UNKNOWN_BYTES = 500_000_000
 
 
@@ -32,6 +34,18 @@ def list_gpus() -> tuple[Gpu, ...]:
         return ()
     driver = pynvml.nvmlSystemGetDriverVersion()
     return tuple(_describe(index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
+
+
+def read_uses() -> Uses:
+    """How busy each GPU is at this moment; one that does not tell is left out."""
+    found = {}
+    for gpu in list_gpus():
+        with suppress(pynvml.NVMLError):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
+            used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
+            busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+            found[gpu.id] = DeviceUse(memory_used_bytes=used_bytes, utilization=busy)
+    return found
 
 
 def find_strangers(is_ours: Callable[[int], bool]) -> dict[str, str]:

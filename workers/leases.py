@@ -14,7 +14,7 @@ from db.gangs import Member
 from db.session import Database, clock
 from db.tasks import Lease, Owner
 from db.work_models import Attempt, Task
-from workers import processes, shutdown
+from workers import gpus, processes, shutdown
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,14 @@ class Heartbeat:
 
         Raises `LeaseLost` when another owner exists, or when the database has been away for too long.
         """
+        uses = gpus.read_uses()
         try:
             with self._database.write() as session:
                 self._renew(session)
                 node, every_s = self._settings.node, self._settings.heartbeat_s
                 if self._trains and shutdown.requested():
                     nodes.leave(session, node)  # before the lease is given back: the next claim must know
-                elif nodes.touch(session, node, every_s=every_s, trains=self._trains):
+                elif nodes.touch(session, node, every_s=every_s, trains=self._trains, uses=uses):
                     shutdown.request()
                 result = write(session)
         except OperationalError as error:

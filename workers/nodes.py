@@ -33,6 +33,7 @@ def describe(settings: WorkerSettings) -> Facts:
         devices=tuple(_describe_device(name) for name in names),
         slots=len(names),
         free_bytes=shutil.disk_usage(home).free,
+        uses=gpus.read_uses(),
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from db import nodes, quarantine
-from db.nodes import Device, Facts
+from db.nodes import Device, DeviceUse, Facts
 
 
 @pytest.fixture
@@ -24,6 +24,8 @@ def test_admins_see_the_nodes_and_who_holds_their_devices(client, node, as_admin
         "kind": "cpu",
         "memory_bytes": None,
         "driver": None,
+        "memory_used_bytes": None,
+        "utilization": None,
         "state": "free",
         "reason": None,
         "held_by": None,
@@ -37,6 +39,17 @@ def test_admins_see_the_nodes_and_who_holds_their_devices(client, node, as_admin
         "free_bytes": 7,
         "devices": [device | {"id": "slot:0"}, device | {"id": "slot:1"}],
     }
+
+
+def test_gpus_tell_how_busy_they_are(client, world, as_admin):
+    devices = tuple(Device(f"cuda:{index}", kind="H200", memory_bytes=100) for index in range(2))
+    uses = {"cuda:1": DeviceUse(memory_used_bytes=40, utilization=0.5)}
+    facts = Facts("host-2", address="10.0.0.2", devices=devices, slots=2, free_bytes=7, uses=uses)
+    with world.database.write() as session:
+        nodes.report(session, facts, every_s=0, trains=True)
+    (seen,) = client.get("/v1/nodes", headers=as_admin).json()["data"]
+    told = [(device["memory_used_bytes"], device["utilization"]) for device in seen["devices"]]
+    assert told == [(None, None), (40, 0.5)]
 
 
 def test_admins_drain_and_undrain(client, node, as_admin):

@@ -4,7 +4,7 @@ from sqlalchemy import update
 
 from db import jobs, measures, quarantine, recovery, tasks
 from db.measures import Values
-from db.nodes import Device, Facts, report
+from db.nodes import Device, DeviceUse, Facts, report
 from db.work_models import Node, Task
 from tests.db.world import World
 
@@ -60,13 +60,16 @@ def test_a_full_disk_shows(world: World) -> None:
 
 def test_machines_and_their_devices_show(world: World) -> None:
     devices = tuple(Device(f"cuda:{index}", kind="H200") for index in range(3))
-    facts = Facts("node-1", "10.0.0.1", devices, slots=3, free_bytes=5_000)
+    uses = {"cuda:0": DeviceUse(memory_used_bytes=70, utilization=0.25)}
+    facts = Facts("node-1", "10.0.0.1", devices, slots=3, free_bytes=5_000, uses=uses)
     with world.database.write() as session:
         report(session, facts, every_s=0, trains=True)
         quarantine.put(session, "node-1", "cuda:1", reason="somebody computes on it")
     world.run(update(Node).values(last_seen_at=Node.last_seen_at - 50, state="draining"))
     found = read(world)
     assert found["devices"] == {("free",): 2.0, ("leased",): 0.0, ("quarantined",): 1.0}
+    assert found["device_memory_used_bytes"] == {("node-1", "cuda:0"): 70.0}
+    assert found["device_utilization"] == {("node-1", "cuda:0"): 0.25}
     assert found["quarantines"] == {(): 1.0}
     assert found["node_free_bytes"] == {("node-1",): 5000.0}
     assert found["node_draining"] == {("node-1",): 1.0}

@@ -4,7 +4,7 @@ import pytest
 
 from db import nodes
 from db.errors import NotFound
-from db.nodes import Device, Facts
+from db.nodes import Device, DeviceUse, Facts
 from db.work_models import Node, Task
 from tests.db.world import World, race
 
@@ -78,6 +78,18 @@ def test_a_heartbeat_keeps_a_node_seen_and_tells_of_the_drain(world: World):
 
     with world.database.read() as session:
         assert session.get_one(Node, "node-1").last_seen_at > before
+
+
+def test_a_heartbeat_tells_how_busy_gpus_are_now(world: World):
+    def touch(used_bytes: int, *, every_s: float) -> object:
+        uses = {"cuda:0": DeviceUse(memory_used_bytes=used_bytes, utilization=0.5)}
+        with world.database.write() as session:
+            nodes.touch(session, "node-1", every_s=every_s, trains=True, uses=uses)
+            return session.get_one(Node, "node-1", populate_existing=True).device_use
+
+    assert report(world, facts()).device_use is None
+    assert touch(7, every_s=0.0) == {"cuda:0": {"memory_used_bytes": 7, "utilization": 0.5}}
+    assert touch(8, every_s=60.0) == {"cuda:0": {"memory_used_bytes": 7, "utilization": 0.5}}, "too soon"
 
 
 def test_only_known_nodes_are_drained(world: World):
