@@ -74,21 +74,14 @@ def _node_object(node: Node, held: Devices, kept: Devices) -> NodeObject:
             "slots": node.slots,
             "free_bytes": node.free_bytes,
             "last_seen_at": int(node.last_seen_at),
-            "devices": [
-                _device_object(node.name, device | _use_of(node, device), held, kept)
-                for device in node.devices
-            ],
+            "devices": [_device_object(node, device, held, kept) for device in node.devices],
         }
     )
 
 
-def _use_of(node: Node, device: dict[str, object]) -> dict[str, object]:
-    nothing = {"memory_used_bytes": None, "utilization": None}
-    return nothing | (node.device_use or {}).get(str(device["id"]), {})
-
-
-def _device_object(node: str, device: dict[str, object], held: Devices, kept: Devices) -> DeviceObject:
-    place = (node, str(device["id"]))
+def _device_object(node: Node, device: dict[str, object], held: Devices, kept: Devices) -> DeviceObject:
+    place = (node.name, str(device["id"]))
+    use = (node.device_use or {}).get(place[1], {"memory_used_bytes": None, "utilization": None})
     state = "quarantined" if place in kept else "leased" if place in held else "free"
     seen = {"state": state, "reason": kept.get(place), "held_by": held.get(place)}
-    return DeviceObject.model_validate(device | seen)
+    return DeviceObject.model_validate(device | use | seen)

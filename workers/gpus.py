@@ -43,8 +43,8 @@ def read_uses() -> Uses:
         with suppress(pynvml.NVMLError):
             handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
             used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
-            busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-            found[gpu.id] = DeviceUse(memory_used_bytes=used_bytes, utilization=busy)
+            percent = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            found[gpu.id] = DeviceUse(memory_used_bytes=used_bytes, utilization=percent / 100)
     return found
 
 
