@@ -17,7 +17,9 @@ from openai import OpenAI
 
 T = TypeVar("T")
 # Production waits a minute before it believes that a worker is dead; tests have less patience.
+METRICS_TOKEN = "a-token-for-whoever-watches"
 FAST = {
+    "RESIDENCY_METRICS_TOKEN": METRICS_TOKEN,
     "RESIDENCY_LEASE_TTL_S": "6",
     "RESIDENCY_HEARTBEAT_S": "1",
     "RESIDENCY_TICK_S": "1",

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from db.session import Database
-from tests.faults import parts
+from tests.faults import meters, parts
 from tests.faults.history import STEP, Witness
 from tests.faults.injections import kill
 from tests.faults.test_g02_one_owner import attempt_row
@@ -43,12 +43,13 @@ def rank(stack: Stack, _database: Database, job_id: str) -> list[psutil.Process]
     return [process for process in parts.attempts(stack, "train", job_id, 1) if not parts.is_agent(process)]
 
 
-# What is seen by the one that waits for it, and what has to be missed first: seconds to the next attempt.
-VICTIMS = [(rank, 15), (torchrun, 15), (supervisor, 75), (worker, 75)]
+# What is seen by the one that waits for it, and what has to be missed first: seconds to the next attempt, and
+# how the attempt is counted.
+VICTIMS = [(rank, 15, "failed"), (torchrun, 15, "failed"), (supervisor, 75, "lost"), (worker, 75, "lost")]
 
 
 @parts.repeated(20)
-@pytest.mark.parametrize(("victim", "within_s"), VICTIMS, ids=[victim.__name__ for victim, _ in VICTIMS])
+@pytest.mark.parametrize(("victim", "within_s", "outcome"), VICTIMS, ids=[one[0].__name__ for one in VICTIMS])
 def test_kill_9_and_the_job_goes_on(
     stack: Stack,
     stack_database: Database,
@@ -56,6 +57,7 @@ def test_kill_9_and_the_job_goes_on(
     judge: Callable[..., Witness],
     victim: Callable[..., list[psutil.Process]],
     within_s: float,
+    outcome: str,
     number: int,
 ) -> None:
     choice = random.Random(number)
@@ -64,12 +66,14 @@ def test_kill_9_and_the_job_goes_on(
     step = choice.randrange(MAX_STEPS // 2)
     wait_for(lambda: job_of(stack, job_id)["progress"]["step"] >= step, within_s=200, what=f"step {step}")
 
+    counted = meters.read(stack, "attempts_total", kind="train", outcome=outcome)
     kill(victim(stack, stack_database, job_id))
     t0 = time.monotonic()
 
     wait_for(lambda: not parts.attempts(stack, "train", job_id, 1), within_s=15, what="no orphan of it")
     wait_for(lambda: attempt_row(stack_database, job_id, 2), within_s=within_s, what="the next attempt")
     took_s = time.monotonic() - t0
+    meters.wait_until_shown(stack, "attempts_total", counted + 1, kind="train", outcome=outcome)
     ended = wait_for_end(stack, job_id)
     assert ended["status"] == "succeeded", ended["error"]
     [job] = judge(job_id).jobs

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from db.session import Database
-from tests.faults import parts
+from tests.faults import meters, parts
 from tests.faults.history import Witness
 from tests.faults.injections import Proxy, frozen, is_gone
 from tests.stack import Stack, processes_of, start_stack, wait_for
@@ -100,8 +100,10 @@ def test_g11_redis_is_killed_and_wiped(
     job_ids = [submit(stack, chat_file, max_steps=10, save_steps=5) for _ in range(n_queued)]
     wait_for(lambda: job_of(stack, job_ids[0])["status"] == "running", within_s=200, what="the first to run")
 
+    assert meters.read(stack, "broker_up") == 1
     broker.kill()
     job_ids.append(submit(stack, chat_file, max_steps=10, save_steps=5))  # accepted all the same
+    meters.wait_until_shown(stack, "broker_up", 0)
     broker.wire.turn("cut")
     running = parts.attempts(stack, "train")
     assert running, "the run goes on"
@@ -115,6 +117,7 @@ def test_g11_redis_is_killed_and_wiped(
         what="work to flow again",
     )
     print(f"work flows after {time.monotonic() - t0:.1f} s")  # noqa: T201 (for README)
+    meters.wait_until_shown(stack, "broker_up", 1)
     for job_id in job_ids:
         ended = wait_for_end(stack, job_id)
         assert ended["status"] == "succeeded", ended["error"]
@@ -151,6 +154,7 @@ def test_g12_postgresql_crashes_and_comes_back(
     server.send_signal(signal.SIGQUIT)  # PostgreSQL's word for a crash: nothing is flushed, all is recovered
     wait_for(lambda: is_gone(server), within_s=20, what="the crash")
     assert_unavailable(stack, for_s=down_s)
+    meters.wait_until_shown(stack, "database_up", 0)
     step = job_step(stack.home, job_id)
     wait_for(lambda: job_step(stack.home, job_id) > step, within_s=60, what="a step without a database")
     with frozen(parts.pool(stack, "train")):  # so that others are the first to see a lease that is long over
@@ -160,6 +164,7 @@ def test_g12_postgresql_crashes_and_comes_back(
         wait_for(lambda: last_seen_at(stack) >= came_back_at + 2, within_s=60, what="others to look around")
     print(f"after a crash: {took_s:.1f} s")  # noqa: T201 (for README)
     assert took_s <= 10
+    meters.wait_until_shown(stack, "database_up", 1)
 
     wait_for(lambda: job_of(stack, job_id)["progress"]["step"] > step, within_s=60, what="news of the run")
     assert all(process.is_running() for process in trainers), "the very same processes"

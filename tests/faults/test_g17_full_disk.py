@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import parts
+from tests.faults import meters, parts
 from tests.faults.history import Witness
 from tests.faults.injections import fill, may_mount, small_disk
 from tests.stack import Stack
@@ -36,10 +36,12 @@ def test_a_job_on_a_full_disk_fails_by_name_and_keeps_its_checkpoint(
     job_id = submit(stack, chat_file, save_steps=5)
     wait_for_checkpoint(stack, job_id)
 
+    counted = meters.read(stack, "disk_full_total")
     ballast = fill(disk)
 
     ended = wait_for_end(stack, job_id)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "disk_full"), ended["error"]
+    meters.wait_until_shown(stack, "disk_full_total", counted + 1)
     checkpoints = disk / job_id / "1" / "checkpoints"
     found, corrupt = latest_valid([checkpoints])
     assert found is not None
