@@ -6,7 +6,7 @@ import secrets
 
 from nicegui import app, ui
 
-from api.dashboard import frame, login, pages, server, theme
+from api.dashboard import downloads, frame, login, pages, server, theme
 from api.dashboard.guard import Guard
 
 _COOKIE = "residency_dashboard"
@@ -21,6 +21,7 @@ def run_dashboard(*, api_url: str, host: str, port: int, secure_cookie: bool = F
     server.choose(api_url)
     theme.install()
     app.include_router(login.router)
+    app.include_router(downloads.router)
     for module in pkgutil.iter_modules(pages.__path__):
         importlib.import_module(f"{pages.__name__}.{module.name}")
     frame.install_error_pages()

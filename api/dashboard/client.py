@@ -2,7 +2,7 @@
 
 import ipaddress
 import json
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -94,7 +94,7 @@ class Api:
 
     async def stream_sse(
         self, path: str, body: dict[str, Any] | None = None, *, last_event_id: str | None = None
-    ) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
+    ) -> AsyncGenerator[tuple[str | None, dict[str, Any]]]:
         """(id, data) of each frame until `[DONE]`; a GET, or with a body a POST.
 
         Leave it early with `contextlib.aclosing`: that closes the connection, which ends the work.
