@@ -58,10 +58,12 @@ def upload_form(methods: list[dict[str, Any]]) -> None:
         "<span><b>Drop files here</b> or choose them</span>"
         '<span class="soft small">JSONL, JSON, CSV, Parquet or plain text, one example a row</span></label>'
         '<details><summary>The rows use other names or may be wrong</summary><div class="options">'
-        f'<label>Format<select name="format" aria-label="Format"><option value="">Found by itself</option>{options}</select>'
+        '<label>Format<select name="format" aria-label="Format">'
+        f'<option value="">Found by itself</option>{options}</select>'
         "</label><label>Columns<input name=column_map aria-label=Columns spellcheck=false autocomplete=off "
         'placeholder=\'{"prompt": "question"}\'></label><label>Rows that may be wrong'
-        '<input name="max_invalid_fraction" aria-label="Rows that may be wrong" inputmode="decimal" autocomplete="off" placeholder="0"></label>'
+        '<input name="max_invalid_fraction" aria-label="Rows that may be wrong" inputmode="decimal" '
+        'autocomplete="off" placeholder="0"></label>'
         '</div><p class="soft small">Columns: our key and the name it has in your file, as a JSON object. '
         "Rows that may be wrong: as a part of all, such as 0.01; they are left out.</p></details><ul></ul>",
         sanitize=False,
