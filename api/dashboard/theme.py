@@ -52,7 +52,7 @@ def install() -> None:
 def head() -> str:
     """What the head of every page begins with."""
     return (
-        f'<script src="{_url("shell.js")}"></script><link rel="stylesheet" href="{_url("theme.css")}">'
+        f'<script src="{url_of("shell.js")}"></script><link rel="stylesheet" href="{url_of("theme.css")}">'
         '<meta name="referrer" content="same-origin">'
     )
 
@@ -64,7 +64,8 @@ def is_dark() -> bool | None:
     return {"dark": True, "light": False}.get(choice or "")
 
 
-def _url(name: str) -> str:
+def url_of(name: str) -> str:
+    """The address of an asset."""
     # A name of its own for each content: browsers may keep it for ever.
     digest = hashlib.sha256((ASSETS / name).read_bytes()).hexdigest()[:12]
     return f"/assets/{name}?{digest}"
