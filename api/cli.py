@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from api.client import DEFAULT_HOME, DEFAULT_URL, ClientError, Refused
-from api.commands import chat, data, deployments, files, jobs, keys, methods, models, nodes, pipelines
+from api.commands import chat, data, deployments, files, jobs, keys, methods, models, nodes, pipelines, votes
 from api.commands.output import errors, plain
 
 
@@ -37,6 +37,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(pipelines.app, name="pipelines")
 app.add_typer(deployments.app, name="deployments")
+app.add_typer(votes.app, name="votes")
 app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")
 app.command()(chat.chat)

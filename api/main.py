@@ -24,13 +24,16 @@ from api import (
     keys,
     log_stream,
     methods,
+    model_files,
     models,
     nodes,
     pipelines,
     prepared,
     previews,
     retries,
+    storage,
     uploads,
+    votes,
     watch,
 )
 from api.auth import KeyFirst, authenticate
@@ -63,6 +66,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.state.settings = settings
     app.state.database = database or Database(settings.url)
     app.state.owns_database = database is None
+    app.state.storage = storage.Meter(settings.home_dir)
     app.state.key_uses = KeyUses(app.state.database)
     errors.install(app)
     # The last one is the outermost. What the first one refuses is worded as everywhere by the second.
@@ -76,7 +80,7 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     )
     data = (files, uploads, previews, prepared)
     work = (jobs, retries, pipelines, history, curves, event_stream, log_stream, artifacts, methods)
-    for resource in (*data, *work, models, deployments, keys, nodes, chat):
+    for resource in (*data, *work, model_files, models, deployments, chat, votes, keys, nodes, storage):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -91,7 +91,8 @@ def retrieve_model(model_id: str, caller: CallerDep, database: DatabaseDep) -> M
     """A model, its lineage, and what its training made of it."""
     with database.read() as session:
         model = registry.get(session, model_id, org_id=caller.org_id)
-    return render.model_object(model, caller, evaluation=_read_evaluation(model))
+        lineage = render.lineage(registry.trace(session, model))
+    return render.model_object(model, caller, evaluation=_read_evaluation(model), lineage=lineage)
 
 
 def _read_evaluation(model: Model) -> dict[str, Any] | None:

@@ -35,3 +35,17 @@ class NodeList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[NodeObject]
+
+
+class StorageObject(BaseModel):
+    """What takes up the disk that holds the home of the service."""
+
+    object: Literal["storage"] = "storage"
+    measured_at: int = Field(description="Some seconds ago at most.")
+    files_bytes: int = Field(description="Of uploaded and result files; equal ones of a tenant are one.")
+    prepared_bytes: int = Field(description="Of training data as token ids.")
+    models_bytes: int
+    runs_bytes: int = Field(description="Of what trainings left: checkpoints, adapters, logs.")
+    other_bytes: int = Field(description="Of all else in the home: an embedded database, logs, engines.")
+    free_bytes: int
+    total_bytes: int

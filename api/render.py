@@ -5,11 +5,12 @@ from typing import Any
 
 from api.job_schemas import CheckpointObject, EventObject, JobObject
 from api.pipeline_schemas import PipelineObject
-from api.schemas import DeploymentObject, FileObject, ModelObject
+from api.schemas import DeploymentObject, FileObject, LineageObject, ModelObject
 from api.upload_schemas import UploadObject, UploadPartObject
+from api.vote_schemas import VoteObject
 from db import job_files, pipelines
 from db.keys import Caller
-from db.models import ApiKey, Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart
+from db.models import ApiKey, Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart, Vote
 from db.pipelines import Stage
 from db.uploads import Seen
 from trainers.specs import write_method
@@ -181,8 +182,8 @@ def _stage(stage: Stage) -> dict[str, Any]:
     }
 
 
-def model_object(model: Model, caller: Caller, *, evaluation: dict[str, Any] | None = None) -> ModelObject:
-    """A model as `caller` may see it."""
+def model_object(model: Model, caller: Caller, **alone: Any) -> ModelObject:
+    """A model as `caller` may see it. `alone` is what lists leave out."""
     return ModelObject.model_validate(
         {
             "id": model.id,
@@ -197,8 +198,9 @@ def model_object(model: Model, caller: Caller, *, evaluation: dict[str, Any] | N
             "details": model.details,
             "error": model.error,
             "source": model.source if caller.role == "admin" else None,
-            "evaluation": evaluation,
+            "job_id": model.job_id,
         }
+        | alone
     )
 
 
@@ -214,6 +216,22 @@ def key_fields(key: ApiKey) -> dict[str, Any]:
     }
 
 
+def lineage(way: Sequence[tuple[Model, Job | None]]) -> list[LineageObject]:
+    """The way to a model."""
+    return [
+        LineageObject.model_validate(
+            {
+                "model": model.id,
+                "kind": model.kind,
+                "job_id": model.job_id,
+                "method": job.method if job else None,
+                "deleted": model.deleted_at is not None,
+            }
+        )
+        for model, job in way
+    ]
+
+
 def deployment_object(deployment: Deployment, caller: Caller) -> DeploymentObject:
     """A deployment as `caller` may see it."""
     return DeploymentObject.model_validate(
@@ -225,6 +243,19 @@ def deployment_object(deployment: Deployment, caller: Caller) -> DeploymentObjec
             "created_at": int(deployment.created_at),
             "error": deployment.error,
             "address": deployment.address if caller.role == "admin" else None,
+        }
+    )
+
+
+def vote_object(vote: Vote) -> VoteObject:
+    """A vote."""
+    return VoteObject.model_validate(
+        {
+            "id": vote.id,
+            "created_at": int(vote.created_at),
+            "prompt": vote.prompt,
+            "chosen": {"model": vote.chosen_model, "content": vote.chosen},
+            "rejected": {"model": vote.rejected_model, "content": vote.rejected},
         }
     )
 

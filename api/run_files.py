@@ -34,7 +34,7 @@ def newest_attempt(job_dir: Path) -> int:
 
 def list_run_files(run_dir: Path) -> list[RunFile]:
     """What clients may have of an attempt's folder, by name. Empty when there is no such folder."""
-    there = dict(_walk(run_dir, ""))
+    there = dict(walk_files(run_dir))
     found = []
     for place, entry in there.items():
         known_as = _name(place, there)
@@ -47,15 +47,15 @@ def list_run_files(run_dir: Path) -> list[RunFile]:
     return sorted(found, key=lambda file: file.name)
 
 
-def _walk(folder: Path | str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Regular files below `folder`. Links are not followed: they could lead out of it."""
+def walk_files(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Regular files below `folder` by name. Links are not followed: they could lead out of it."""
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return  # no run yet, or a checkpoint that makes room for a newer one at this moment
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            yield from walk_files(entry.path, f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
             yield prefix + entry.name, entry
 

@@ -1,4 +1,4 @@
-"""The tables of what users see: keys, files, models, jobs with their events, deployments."""
+"""The tables of what users see: keys, files, models, jobs with their events, deployments, votes."""
 
 from typing import Any
 
@@ -314,3 +314,17 @@ class Preview(Owned, Base):
     answer: Mapped[dict[str, Any] | None]
     created_at: Mapped[float]
     expires_at: Mapped[float]
+
+
+class Vote(Owned, Base):
+    """Two answers to one prompt (messages, the last one the user's), and which one was preferred."""
+
+    __tablename__ = "votes"
+    __table_args__ = (Index(None, "org_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    prompt: Mapped[list[Any]]
+    chosen_model: Mapped[str]
+    chosen: Mapped[str]
+    rejected_model: Mapped[str]
+    rejected: Mapped[str]
+    created_at: Mapped[float]

@@ -135,6 +135,29 @@ def list_all(session: Session, *, org_id: str) -> list[Model]:
     return list(session.scalars(scoped(Model, org_id).order_by(Model.created_at, Model.pk)))
 
 
+def trace(session: Session, model: Model) -> list[tuple[Model, Job | None]]:
+    """The way from a model's base to itself, each with the job that made it; what was deleted since, too."""
+    way: list[tuple[Model, Job | None]] = []
+    following: Model | None = model
+    while following is not None:
+        job = None if following.job_id is None else session.get(Job, following.job_id)
+        way.append((following, job))
+        following = _parent_of(session, following, job)
+    return way[::-1]
+
+
+def _parent_of(session: Session, model: Model, job: Job | None) -> Model | None:
+    if job is not None:
+        return session.get_one(Model, job.model_pk)
+    # An imported adapter names the id of its base, which another model may have by now.
+    earlier = (
+        Model.id == model.parent_id,
+        Model.pk < model.pk,
+        or_(Model.org_id == model.org_id, Model.public),
+    )
+    return session.scalar(select(Model).where(*earlier).order_by(Model.pk.desc()).limit(1))
+
+
 def record_import(session: Session, model_pk: int, *, path: Path, report: dict[str, Any]) -> None:
     """The import is done: `report` holds the digest and what is known of the model."""
     model = session.get_one(Model, model_pk)

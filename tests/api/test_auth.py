@@ -12,6 +12,11 @@ from db import keys
 from db.models import ApiKey
 
 PUBLIC = {"/healthz", "/readyz", "/dashboard", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+VOTE = {
+    "prompt": [{"role": "user", "content": "Hi"}],
+    "chosen": {"model": "a", "content": "Hello"},
+    "rejected": {"model": "b", "content": "No"},
+}
 # Queries without which a route is not asked anything.
 NEEDED = {f"/v1/files/{{file_id}}/{kind}": {"model": "org/base"} for kind in ("preview", "tokens")}
 
@@ -122,6 +127,7 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
         "{deployment_id}": deployment,
         "{pipeline_id}": pipeline,
         "{upload_id}": upload,
+        "{vote_id}": client.post("/v1/votes", json=VOTE).json()["id"],
         "{key_id}": world.user.split("_")[2],
     }
     seen = 0
@@ -140,7 +146,7 @@ def test_other_tenants_ids_look_like_unknown_ones(client, world, as_stranger):
                 assert theirs.status_code == nobodys.status_code == 404, (method, path)
                 assert theirs.text.replace(identifier, "nobodys") == nobodys.text
                 seen += 1
-    assert seen == 30
+    assert seen == 33
     for path in ("files", "fine_tuning/jobs", "deployments", "pipelines"):
         assert client.get(f"/v1/{path}", headers=as_stranger).json()["data"] == []
     bodies = [

@@ -58,6 +58,11 @@ def test_a_checkpoint_has_the_name_of_the_model_to_be(client, world, body):
         "error": None,
         "source": None,
         "evaluation": None,
+        "job_id": job,
+        "lineage": [
+            {"model": "org/base", "kind": "base", "job_id": None, "method": None, "deleted": False},
+            {"model": newest, "kind": "checkpoint", "job_id": job, "method": "supervised", "deleted": False},
+        ],
     }
     evaluation = {"steps": [{"step": 5, "valid_loss": 1.0}]}
     (world.settings.runs_dir / job / "1" / "step-5" / "evaluation.json").write_text(json.dumps(evaluation))

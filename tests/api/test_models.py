@@ -5,8 +5,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from sqlalchemy import select
 
 from db import registry, tasks
+from db.models import Model
 
 MODELS = "/v1/models"
 
@@ -43,6 +45,48 @@ def test_a_model_tells_how_it_was_evaluated(client, world, tuned, as_stranger):
     assert {model["evaluation"] for model in client.get(MODELS).json()["data"]} == {None}
     assert client.get(f"{MODELS}/org/base").json()["evaluation"] is None
     assert client.get(f"{MODELS}/{tuned}", headers=as_stranger).status_code == 404
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+def test_the_way_from_the_base_is_told_even_where_it_is_deleted(client, world, tuned, as_stranger):
+    def train(model: str, method: str) -> tuple[str, str]:
+        file = world.file(kind="preference" if method == "dpo" else "conversation")
+        body = {"model": model, "training_file": file, "method": {"type": method}}
+        job_id = client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+        return job_id, world.finish(world.start(job_id))
+
+    def step(model: str, job_id: str | None = None, method: str | None = None, **more) -> dict[str, object]:
+        kind = "merged" if job_id else "base"
+        return {"model": model, "kind": kind, "job_id": job_id, "method": method, "deleted": False} | more
+
+    first_job = client.get(f"{MODELS}/{tuned}").json()["job_id"]
+    second_job, second = train(tuned, "dpo")
+    assert client.delete(f"{MODELS}/{tuned}").status_code == 200
+    third_job, third = train(second, "supervised")
+    base = step("org/base")
+    assert client.get(f"{MODELS}/org/base").json()["lineage"] == [base]
+    assert client.get(f"{MODELS}/org/base", headers=as_stranger).json()["lineage"] == [base]
+    assert client.get(f"{MODELS}/{third}").json()["lineage"] == [
+        base,
+        step(tuned, first_job, "supervised", deleted=True),
+        step(second, second_job, "dpo"),
+        step(third, third_job, "supervised"),
+    ]
+    listed = {model["id"]: model for model in client.get(MODELS).json()["data"]}
+    assert (listed[third]["job_id"], listed[third]["lineage"]) == (third_job, None)
+
+
+def test_an_imported_adapter_came_from_the_base_that_had_the_id_then(client, world):
+    world.base_model()
+    with world.database.write() as session:
+        registry.start_import(
+            session, org_id="org-default", model_id="mine", source="/adapter", base_id="org/base"
+        )
+        session.scalars(select(Model).where(Model.id == "org/base")).one().deleted_at = 1.0
+        session.flush()
+        registry.start_import(session, org_id="org-default", model_id="org/base", source="/other")
+    way = client.get(f"{MODELS}/mine").json()["lineage"]
+    assert [(each["model"], each["deleted"]) for each in way] == [("org/base", True), ("mine", False)]
 
 
 def test_ids_raw_and_percent_encoded(client, tuned):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_ID = re.compile(r"(?:file|ftjob|ftevent|ftckpt|chatcmpl|dep|pipe|upload|part|fp)[-_][\w-]+|ft:[\w.:-]+")
+_ID = re.compile(r"(?:file|ftjob|ftevent|ftckpt|chatcmpl|dep|pipe|upload|part|vote|fp)[-_][\w-]+|ft:[\w.:-]+")
 _ELIDED = "…"
 _VARYING_KEYS = ("created", "bytes", "estimated_finish")
 
