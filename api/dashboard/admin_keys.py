@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from nicegui import ui
+from nicegui.events import GenericEventArguments
 
 from api.dashboard.client import Api, locate
 from api.dashboard.elements import Panel, notice, pill_of
@@ -111,14 +112,16 @@ async def _show_once(made: dict[str, Any]) -> None:
             # In the browser alone: writing to the clipboard needs the click itself. Over plain HTTP from
             # another machine browsers offer no clipboard; the key is selected then.
             copy = ui.button("Copy").props("autofocus")
-            copy.on("click", js_handler=_COPY % f"c{shown.id}")
-            copy.on("copied", lambda event: ui.notify(_COPIED if event.args else _SELECTED, type="positive"))
+            copy.on("click", _tell_copied, js_handler=_COPY % f"c{shown.id}")
             ui.button("Done", on_click=lambda: dialog.submit(True)).props("outline")
     await dialog
     dialog.delete()
 
 
-_COPIED = "Copied."
+def _tell_copied(event: GenericEventArguments) -> None:
+    ui.notify("Copied." if event.args else _SELECTED, type="positive" if event.args else "warning")
+
+
 _SELECTED = "This browser lets no page copy. The key is selected: press Ctrl+C."
 _COPY = """async () => {
   const shown = document.getElementById("%s");

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-_MOST_CHARS = 200_000
+_MOST_CHARS = 100_000
+_MOST_NESTED = 30
 _SINGLE = ("training_file", "validation_file")
 EXAMPLE = """\
 # Two trainings, the second from what the first makes.
@@ -95,9 +96,7 @@ def read(text: str) -> Text:
     if len(text) > _MOST_CHARS:
         raise Misfit(f"The text has more than {_MOST_CHARS:,} characters.")
     try:
-        # Aliases make a small text a huge value.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise Misfit("Aliases (*name) are not taken here: write the values out.")
+        _check_shape(text)
         pipeline = yaml.safe_load(text)
         root = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -108,6 +107,18 @@ def read(text: str) -> Text:
     if root is None or not isinstance(pipeline, dict) or not all(isinstance(key, str) for key in pipeline):
         raise Misfit("This is not a pipeline: it must have a name and stages.")
     return Text(pipeline, root)
+
+
+def _check_shape(text: str) -> None:
+    """Refuse what makes a small text a huge value, or takes the parser ages. Raises `Misfit`."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise Misfit("Aliases (*name) are not taken here: write the values out.", line=line)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_NESTED:
+            raise Misfit("Values are nested too deeply here.", line=line)
 
 
 def name_files(text: Text, ids: Mapping[str, str]) -> dict[str, Any]:

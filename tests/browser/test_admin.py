@@ -22,8 +22,10 @@ def test_a_key_is_made_shown_once_used_and_revoked(dashboard: Dashboard, page: P
     shown = page.get_by_label("The new key")
     key = shown.inner_text().strip()
     assert key.startswith("rsd_user_")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == key
     page.get_by_role("button", name="Done").click()
     expect(shown).to_have_count(0)
     page.reload()
