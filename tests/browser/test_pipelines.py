@@ -19,7 +19,7 @@ stages:
     method:
       type: supervised
       supervised:
-        hyperparameters: {n_epochs: 60, batch_size: 8, max_length: 64, logging_steps: 1}
+        hyperparameters: {n_epochs: 50, batch_size: 8, max_length: 64, logging_steps: 1}
   - name: second
     model: {stage: first}
     training_file: rows-of-pipelines.jsonl
