@@ -7,7 +7,6 @@ import typer
 from typer.core import TyperGroup
 
 from api.client import DEFAULT_HOME, DEFAULT_URL, ClientError, Refused
-<<<<<<< HEAD
 from api.commands import (
     chat,
     data,
@@ -22,9 +21,6 @@ from api.commands import (
     tensorboard,
     votes,
 )
-=======
-from api.commands import chat, data, deployments, files, jobs, keys, methods, models, nodes, pipelines, votes
->>>>>>> pages-admin
 from api.commands.output import errors, plain
 
 

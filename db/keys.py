@@ -108,10 +108,8 @@ def revoke(session: Session, key_id: str, *, org_id: str) -> None:
         return
     now = clock(session)
     works = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
-    admins = session.scalars(
-        select(ApiKey.id).where(ApiKey.org_id == org_id, ApiKey.role == "admin", *works).limit(2)
-    ).all()
-    if admins == [key_id]:
+    admins = session.scalars(scoped(ApiKey, org_id).where(ApiKey.role == "admin", *works).limit(2)).all()
+    if [admin.id for admin in admins] == [key_id]:
         message = f"The key '{key_id}' is the last admin key that works: make another one before."
         raise Conflict("last_admin_key", message)
     key.revoked_at = now

@@ -18,9 +18,10 @@ def check_models(client: OpenAI, context: Context) -> None:
         assert isinstance(model, openai.types.Model)
         assert (model.id, model.object) == (model_id, "model")
         assert isinstance(model.owned_by, str)
-        evaluation = model.to_dict()["evaluation"]  # too long for a list
-        assert (evaluation is not None) == (model_id == tuned)
-        assert model.to_dict() | {"evaluation": None} == listed[model_id].to_dict()
+        single = model.to_dict()  # with what is too long for a list
+        assert (single["evaluation"] is not None) == (model_id == tuned)
+        assert [step["model"] for step in single["lineage"]][-1] == model_id
+        assert single | {"evaluation": None, "lineage": None} == listed[model_id].to_dict()
     assert listed[tuned].to_dict()["parent"] == context.base
 
 
