@@ -165,11 +165,12 @@ class Deployment:
         return re.sub(pattern, lambda match: known[match[1]], text)
 
     def _secrets(self, name: str) -> Path:
-        """A folder with the secrets that the service is given, and no others."""
+        """A folder with the secrets that the service is given, and no others; written once, others read them."""
         folder = self.folder / "secrets" / name
         folder.mkdir(parents=True, exist_ok=True)
         for secret in read_compose()["services"][name].get("secrets", []):
-            (folder / secret).write_text(f"{secret} of a test, at least 32 characters/@:%\n")
+            if not (folder / secret).exists():
+                (folder / secret).write_text(f"{secret} of a test, at least 32 characters/@:%\n")
         return folder
 
 
