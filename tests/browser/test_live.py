@@ -31,7 +31,9 @@ def test_a_server_that_goes_away_is_told_once_and_then_forgotten(
             proxy.turn("cut")
             watched.allowed.append("503")
             page.goto(f"{url}/jobs")
-            expect(page.get_by_role("alert")).to_contain_text(re.compile("No server answers|The connection to"))
+            expect(page.get_by_role("alert")).to_contain_text(
+                re.compile("No server answers|The connection to")
+            )
             proxy.turn("open")
             page.get_by_role("link", name="Try again").click()
             expect(page.get_by_role("heading", name="Jobs")).to_be_visible()

@@ -165,7 +165,7 @@ class Deployment:
         return re.sub(pattern, lambda match: known[match[1]], text)
 
     def _secrets(self, name: str) -> Path:
-        """A folder with the secrets that the service is given, and no others; written once, others read them."""
+        """A folder with the secrets that the service is given, and no others. Written once: they are read."""
         folder = self.folder / "secrets" / name
         folder.mkdir(parents=True, exist_ok=True)
         for secret in read_compose()["services"][name].get("secrets", []):
