@@ -1,6 +1,7 @@
-"""RUN_DIR/events.jsonl: what a run says while it runs, one JSON object a line."""
+"""RUN_DIR/events.jsonl: what a run says while it runs, one JSON object a line; in words, to its log too."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -9,6 +10,9 @@ from typing import IO, Any, Literal
 
 Phase = Literal["preparing", "loading", "training", "evaluating", "saving"]
 Level = Literal["info", "warn", "error"]
+_LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+log = logging.getLogger(__name__)
 
 
 class Events:
@@ -29,11 +33,18 @@ class Events:
 
     def message(self, text: str, *, level: Level = "info", **data: Any) -> None:
         self._write("message", level=level, message=text, data=data)
+        if self._file:
+            log.log(_LEVELS[level], "%s", text)
 
     def metrics(self, step: int, *, total_steps: int, data: dict[str, Any]) -> None:
         """Numbers of one step; those that are not finite become null, and a warning says so."""
         clean = drop_nonfinite(data)
         self._write("metrics", step=step, total_steps=total_steps, data=clean)
+        if self._file:
+            told = ", ".join(
+                f"{name} {value:.5g}" for name, value in clean.items() if isinstance(value, int | float)
+            )
+            log.info("step %d of %d: %s", step, total_steps, told)
         lost = [name for name in data if clean[name] is None and data[name] is not None]
         if lost:
             self.message(

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,6 @@ MODULES = {
 }
 _POLL_S = 0.2
 
-log = logging.getLogger("trainers.run")
-
 
 def run(run_dir: Path, *, stop: StopRequest, alone: bool = False) -> int:
     """Trains as spec.json says; returns the exit status. Failures are explained in exit.json, then raised.
@@ -70,7 +69,6 @@ def run(run_dir: Path, *, stop: StopRequest, alone: bool = False) -> int:
         if write_exit(run_dir, outcome) and outcome.reason != "disk_full":  # no room for an event either
             events.message(outcome.message, level="error", code=outcome.reason)
         if outcome.reason == "bad_data":
-            log.error("%s", outcome.message)
             return BAD_DATA_EXIT
         if outcome.reason != "stopped":
             raise
@@ -159,6 +157,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s [{rank()}] %(name)s: %(message)s"
     )
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries will change is nothing to who trains
     return run(Path(arguments[0]).absolute(), stop=stop, alone=True)
 
 
