@@ -12,7 +12,7 @@ CLIENTS := $(patsubst tests/contracts/%.txt,.contracts/%/.installed,$(wildcard t
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-long faults lint bench openapi clean
+.PHONY: help install demo up test test-long faults lint bench screenshots openapi clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -54,6 +54,9 @@ lint: $(STAMP) ## check style, formatting, types and import rules
 bench: $(STAMP) ## run every script in benchmarks/ that needs no GPU
 	@set -e; for script in $(filter-out benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py))); do \
 		echo "$(BIN)/python $$script"; $(BIN)/python "$$script"; done
+
+screenshots: install ## look at every page: pictures of them all in screenshots/, those of the README in docs/pictures
+	$(BIN)/python -m tests.browser.screenshots screenshots --docs docs/pictures
 
 openapi: $(STAMP) ## write docs/openapi.json, the description of the API
 	$(BIN)/python -m api.openapi > docs/openapi.json

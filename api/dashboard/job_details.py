@@ -115,7 +115,7 @@ class Samples:
                 "id": f"{event['id']}-{i}",
                 "step": number(event["data"].get("step")),
                 "prompt": _prompt_text(answer.get("prompt")),
-                "answer": answer.get("answer") or "(nothing)",
+                "answer": (answer.get("answer") or "").strip() or "(nothing)",
             }
             for event in events
             if event["data"].get("code") == "evaluation"

@@ -27,10 +27,10 @@ def name_of(job: Job) -> str:
 
 
 def name_cell(job: Job) -> dict[str, Any]:
-    """Its name, linked to its page, with its id below."""
-    name, job_id = name_of(job), job["id"]
-    note = f"{job_id[:12]}…" if name != job_id else ""
-    return text_cell(name, href=path_of(job_id), note=note, title=job_id)
+    """Its name, linked to its page, with its id below; what has no name, by the begin of its id."""
+    name, job_id = job.get("user_provided_suffix"), job["id"]
+    short = f"{job_id[:12]}…"
+    return text_cell(name or short, href=path_of(job_id), note=short if name else "", title=job_id)
 
 
 def id_cell(job_id: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ WORDS = {
     "warmup_ratio": "Part of the steps in which the rate rises",
     "weight_decay": "How strongly weights are drawn to zero",
     "lr_scheduler_type": "How the rate falls",
-    "max_grad_norm": "Longer gradients are cut to this norm; 0 cuts none",
+    "max_grad_norm": "Longer gradients are cut to this norm",
     "save_total_limit": "Checkpoints that are kept",
     "lora_rank": "Size of the adapter",
     "lora_alpha": "Weight of the adapter",

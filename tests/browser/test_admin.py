@@ -4,7 +4,7 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard
-from tests.browser.test_jobs import block
+from tests.browser.steps import panel
 from tests.stack import Stack
 
 
@@ -29,7 +29,7 @@ def test_a_key_is_made_shown_once_used_and_revoked(dashboard: Dashboard, page: P
     page.get_by_role("button", name="Done").click()
     expect(shown).to_have_count(0)
     page.reload()
-    row = block(page, "Keys").get_by_role("row").filter(has_text="a notebook")
+    row = panel(page, "Keys").get_by_role("row").filter(has_text="a notebook")
     expect(row).to_contain_text("not yet")
     assert key not in page.content()
     assert models_status(stack, key) == 200
@@ -45,7 +45,7 @@ def test_a_key_is_made_shown_once_used_and_revoked(dashboard: Dashboard, page: P
 
 def test_the_last_admin_key_stays(dashboard: Dashboard, page: Page) -> None:
     dashboard.log_in(page, at="/admin")
-    row = block(page, "Keys").get_by_role("row").filter(has_text="admin.key")
+    row = panel(page, "Keys").get_by_role("row").filter(has_text="admin.key")
     row.get_by_role("button", name="Revoke").click()
     page.get_by_role("button", name="Revoke the key").click()
     expect(page.get_by_role("alert").filter(has_text="last")).to_be_visible()
@@ -67,7 +67,7 @@ def test_a_machine_is_drained_and_takes_work_again(dashboard: Dashboard, page: P
 
 def test_storage_is_told_in_numbers_and_as_a_bar(dashboard: Dashboard, page: Page, stack: Stack) -> None:
     dashboard.log_in(page, at="/admin")
-    storage = block(page, "Storage")
+    storage = panel(page, "Storage")
     expect(storage).to_contain_text(" free of ")
     expect(storage.locator("dd").first).not_to_have_text("0 B")  # models: one is there
     widths = storage.locator(".meter").evaluate("bar => [...bar.children].map(part => part.offsetWidth)")
@@ -84,11 +84,11 @@ def test_a_users_key_is_told_that_this_is_for_admins(dashboard: Dashboard, page:
     dashboard.log_in(page, at="/admin", key=made["key"])
     expect(page.get_by_text("This page is for admins")).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
-    expect(block(page, "Keys")).to_have_count(0)
+    expect(panel(page, "Keys")).to_have_count(0)
 
 
 def test_the_page_fits_a_narrow_screen(dashboard: Dashboard, page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     dashboard.log_in(page, at="/admin")
-    expect(block(page, "Storage")).to_contain_text(" free of ")
+    expect(panel(page, "Storage")).to_contain_text(" free of ")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

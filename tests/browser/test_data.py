@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
 from tests.browser.conftest import Dashboard
+from tests.browser.steps import drop, lines, panel, uploaded
 from tests.stack import Stack, wait_for
 
 GOOD = [
@@ -18,23 +19,12 @@ GOOD = [
 ]
 FAULTY = [json.dumps(row) for row in GOOD]
 FAULTY[6] = '{"mesages": []}'
-DROP = """([data, name]) => {
-  const files = new DataTransfer();
-  files.items.add(new File([data], name));
-  document.querySelector('.upload .drop').dispatchEvent(
-    new DragEvent('drop', {dataTransfer: files, bubbles: true, cancelable: true}));
-}"""
 
 
 @pytest.fixture(scope="module")
 def http(stack: Stack) -> Iterator[httpx.Client]:
     with stack.http() as client:
         yield client
-
-
-def lines(rows: list[Any]) -> bytes:
-    """Rows as JSONL; texts as they are."""
-    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode() + b"\n"
 
 
 def put(http: httpx.Client, rows: list[Any], *, name: str, **said: str) -> str:
@@ -49,24 +39,12 @@ def put(http: httpx.Client, rows: list[Any], *, name: str, **said: str) -> str:
     return file_id
 
 
-def panel(page: Page, title: str) -> Any:
-    """The panel with this heading."""
-    return page.locator("section.panel").filter(has=page.get_by_role("heading", name=title, exact=True))
-
-
-def uploaded(page: Page, name: str) -> str:
-    """The id of a file that this page has sent."""
-    link = page.locator(".upload li").filter(has_text=name).get_by_role("link")
-    expect(link).to_be_visible()
-    return str(link.get_attribute("href")).rsplit("/", 1)[1]
-
-
 def test_a_dropped_file_is_stored_and_appears_in_the_list_when_checked(
     dashboard: Dashboard, page: Page, http: httpx.Client
 ) -> None:
     dashboard.log_in(page, at="/data")
     expect(page.locator(".upload .drop")).to_be_visible()
-    page.evaluate(DROP, [lines(FAULTY).decode(), "dropped.jsonl"])
+    drop(page, lines(FAULTY), name="dropped.jsonl")
     file_id = uploaded(page, "dropped.jsonl")
     assert http.get(f"/files/{file_id}/content").content == lines(FAULTY)
     row = page.get_by_role("row").filter(has_text=file_id)
@@ -96,7 +74,7 @@ def test_a_refused_upload_is_told_beside_its_name(dashboard: Dashboard, page: Pa
     dashboard.log_in(page, at="/data")
     page.get_by_text("The rows use other names").click()
     page.get_by_label("Columns", exact=True).fill("prompt=q")
-    page.evaluate(DROP, ["{}", "refused.jsonl"])
+    drop(page, b"{}", name="refused.jsonl")
     expect(page.locator(".upload li").filter(has_text="refused.jsonl")).to_contain_text(
         "'column_map' must be an object of texts"
     )

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard
+from tests.browser.steps import panel
 from tests.stack import Stack, wait_for
 
 LONG = {"n_epochs": 40, "batch_size": 8, "max_length": 64, "logging_steps": 1, "eval_prompts": ["What now?"]}
@@ -61,23 +62,18 @@ def measured(http: httpx.Client, job_id: str) -> int:
     return http.get(f"/fine_tuning/jobs/{job_id}/curves").json()["last_step"] or 0
 
 
-def block(page: Page, title: str) -> Any:
-    """The panel with this heading."""
-    return page.locator("section.panel").filter(has=page.get_by_role("heading", name=title, exact=True))
-
-
 def test_the_overview_tells_what_runs_what_waits_and_what_failed(
     dashboard: Dashboard, page: Page, jobs: dict[str, str]
 ) -> None:
     dashboard.log_in(page)
-    running = block(page, "Running").get_by_role("row").filter(has_text=jobs["runs"][:12])
+    running = panel(page, "Running").get_by_role("row").filter(has_text=jobs["runs"][:12])
     expect(running).to_contain_text("supervised")
-    waiting = block(page, "Waiting").get_by_role("row").filter(has_text=jobs["waits"][:12])
+    waiting = panel(page, "Waiting").get_by_role("row").filter(has_text=jobs["waits"][:12])
     expect(waiting).to_contain_text("needs 1 device, others hold them")
-    failed = block(page, "Recent failures").get_by_role("row").filter(has_text=jobs["bad"][:12])
+    failed = panel(page, "Recent failures").get_by_role("row").filter(has_text=jobs["bad"][:12])
     expect(failed).to_contain_text("Line 1")
     expect(failed).to_contain_text("Mend line 1")
-    machine = block(page, "Machines").get_by_role("row").filter(has_text="slot:0")
+    machine = panel(page, "Machines").get_by_role("row").filter(has_text="slot:0")
     expect(machine).to_contain_text("leased")
     expect(machine.get_by_role("link")).to_have_attribute("href", f"/jobs/{jobs['runs']}")
 
@@ -86,7 +82,7 @@ def test_curves_grow_without_a_reload_and_without_moving(
     dashboard: Dashboard, page: Page, jobs: dict[str, str], http: httpx.Client
 ) -> None:
     dashboard.log_in(page, at=f"/jobs/{jobs['runs']}")
-    loss = block(page, "Loss")
+    loss = panel(page, "Loss")
     line = loss.locator("svg path[stroke-linejoin=bevel]").first
     expect(line).to_be_visible()
     # An element of this very document: gone after a reload, another one if the chart is made anew.
@@ -105,6 +101,7 @@ def test_a_job_tells_its_log_events_answers_parameters_and_lineage(
     dashboard: Dashboard, page: Page, jobs: dict[str, str]
 ) -> None:
     dashboard.log_in(page, at=f"/jobs/{jobs['runs']}")
+    expect(page.locator(".log").first).to_contain_text(re.compile(r"step 2 of \d+: train_loss \d"))
     page.get_by_role("tab", name="Events").click()
     expect(page.get_by_role("row").filter(has_text="Fine-tuning job started")).to_be_visible()
     page.get_by_role("tab", name="Samples").click()
@@ -144,7 +141,7 @@ def test_the_list_is_narrowed_and_several_jobs_share_a_chart(
     page.goto(f"{dashboard.url}/jobs")
     top = rows.filter(has_text=jobs["runs"][:12]).bounding_box()
     rows.filter(has_text=jobs["runs"][:12]).get_by_role("checkbox").click()
-    compare = block(page, "Compare")
+    compare = panel(page, "Compare")
     expect(compare.locator("svg path[stroke-linejoin=bevel]").first).to_be_visible()
     assert rows.filter(has_text=jobs["runs"][:12]).bounding_box() == top
 

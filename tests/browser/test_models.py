@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard
+from tests.browser.steps import ask, choose
 from tests.stack import Stack
 
 ANSWERED_MS = 180_000  # an engine has to be loaded first
@@ -25,16 +26,6 @@ def other(stack: Stack, tiny_model: Path) -> str:
     """A second model to compare with."""
     stack.import_model(tiny_model, model_id="org/other")
     return "org/other"
-
-
-def choose(page: Page, label: str, option: str) -> None:
-    page.get_by_label(label).click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Message").fill(text)
-    page.get_by_role("button", name="Send").click()
 
 
 def test_a_model_is_deployed_and_undeployed_while_one_looks(

@@ -9,7 +9,7 @@ from fastapi import Query
 from nicegui import ui
 
 from api.dashboard import server
-from api.dashboard.client import Api, Refused, locate
+from api.dashboard.client import Api, Refused, Trouble, locate
 from api.dashboard.elements import empty, panel
 from api.dashboard.formats import number
 from api.dashboard.frame import head, page
@@ -57,6 +57,8 @@ class NewJob:
         self._api = api
         self._methods = {method["name"]: method for method in methods}
         self._ready = False
+        self.grader: ui.textarea | None = None
+        self._grader_text = ""  # kept while another method is looked at
         self._kept: dict[str, Any] = {}  # what the job that is copied has and the form does not ask for
         choices = {"": "Choose"} | {one["id"]: _name_of(one) for one in files}
         with ui.element("div").classes("two-columns"):
@@ -184,12 +186,15 @@ class NewJob:
         """The fields of the method that is chosen, with what of `values` it knows."""
         method = self._methods[self.method.value]
         self._summary.set_text(method["summary"])
+        if self.grader is not None:
+            self._grader_text = self.grader.value or ""
         self._place.clear()
-        self.grader: ui.textarea | None = None
+        self.grader = None
         with self._place:
             if method["grader"]:
                 self.grader = ui.textarea("grader", on_change=self._changed).props("autogrow stack-label")
                 self.grader.classes("full-width").props["hint"] = "Scores answers; as JSON"
+                self.grader.value = self._grader_text
             self._fields = Fields(method, changed=self._changed)
         self._fields.write(values)
         self._changed()
@@ -216,11 +221,11 @@ class NewJob:
         self._start.disable()
         try:
             job = await self._api.post(_JOBS, body)
-        except Refused as refused:
-            if not self._place_fault(refused):
-                self._tell(str(refused))
-            else:
+        except Trouble as trouble:
+            if isinstance(trouble, Refused) and self._place_fault(trouble):
                 self._tell("The server refused this. Look at the field that is marked.")
+            else:
+                self._tell(str(trouble))
             return
         finally:
             self._start.enable()
