@@ -7,13 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 from trainers.duplicates import Duplicates, digest_lines, digest_record
-from trainers.messages import Message
-from trainers.row_formats import AnyRow, Document, Prompt, Row, RowKind
+from trainers.messages import MANY_CHARS, MANY_TURNS, Message
+from trainers.row_formats import AnyRow, Document, Labelled, Pair, Prompt, Row, RowKind, awaits_answer
 from trainers.row_sample import RowSample
 from trainers.rows import RowError, Rows
 
 N_FIRST = 100  # lines that are named of each kind of finding; all are counted
-NOTICES = ("empty_turn", "role_order")
+_OF_ROWS = ("empty_turn", "role_order", "over_long")  # what a row alone tells
+NOTICES = (*_OF_ROWS, "odd_last_turn")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Findings:
     errors: list[RowError] = field(default_factory=list)
     n_noticed: Counter[str] = field(default_factory=Counter)
     noticed: list[tuple[str, int]] = field(default_factory=list)  # (which, line)
+    n_answered: int = 0  # conversations that are read as prompts, up to their last answer
     duplicates: Duplicates = field(default_factory=Duplicates)
     sample: RowSample = field(default_factory=RowSample)
 
@@ -45,6 +47,11 @@ class Findings:
             self.sample.add(row, digest=digest)
             for which in find_notices(row):
                 self._add_notice(which, row.line)
+            if rows.format == "prompt_messages" and isinstance(row, Prompt):
+                if awaits_answer(row.item):
+                    self._add_notice("odd_last_turn", row.line)
+                else:
+                    self.n_answered += 1
         self.n_rows, self.blank_lines = rows.n_rows, rows.blank_lines
         self.format, self.kind = rows.format, rows.kind
         return self
@@ -70,6 +77,7 @@ class Findings:
         self.sample.append(later.sample, n_lines=n_lines)
         self.n_rows += later.n_rows
         self.n_used += later.n_used
+        self.n_answered += later.n_answered
         self.blank_lines += later.blank_lines
         self.format, self.kind = self.format or later.format, self.kind or later.kind
 
@@ -77,7 +85,6 @@ class Findings:
         """The report, as `check_file` describes it."""
         n_refused = self.n_rows - self.n_used
         fits = self.n_used > 0 and n_refused <= max_invalid_fraction * self.n_rows + 1e-9
-        lines = {which: [line for other, line in self.noticed if other == which] for which in NOTICES}
         return {
             "rows": self.n_rows,
             "rows_used": self.n_used,
@@ -92,7 +99,7 @@ class Findings:
             "errors": [
                 {"line": error.line, "code": error.code, "message": error.message} for error in self.errors
             ],
-            "notices": {which: {"count": self.n_noticed[which], "lines": lines[which]} for which in NOTICES},
+            "notices": {which: self._list_noticed(which) for which in NOTICES},
             "duplicates": self.duplicates.summarize(n_first=N_FIRST),
             "sample": self.sample.summarize(n_first=N_FIRST),
         }
@@ -108,6 +115,12 @@ class Findings:
         self.duplicates.extend(digests, lines)
         return wanted
 
+    def _list_noticed(self, which: str) -> dict[str, Any]:
+        if which == "odd_last_turn" and not self.n_answered:  # every prompt ends so
+            return {"count": 0, "lines": []}
+        lines = [line for other, line in self.noticed if other == which]
+        return {"count": self.n_noticed[which], "lines": lines}
+
     def _add_notice(self, which: str, line: int) -> None:
         self.n_noticed[which] += 1
         if self.n_noticed[which] <= N_FIRST:
@@ -115,12 +128,25 @@ class Findings:
 
 
 def find_notices(row: AnyRow) -> list[str]:
-    """What may be meant and is trained on as it is: turns that say nothing, and roles out of their order."""
+    """What may be meant and is trained on as it is.
+
+    Turns that say nothing, roles out of their order, more than MANY_TURNS messages or MANY_CHARS characters.
+    """
     if isinstance(row, Document):
         return []
     messages = row.messages if isinstance(row, Row | Prompt) else row.prompt
-    found = [any(_is_empty(message) for message in messages), not _in_order(messages)]
-    return [code for code, is_so in zip(NOTICES, found, strict=True) if is_so]
+    found = [any(_is_empty(message) for message in messages), not _in_order(messages), _is_over_long(row)]
+    return [code for code, is_so in zip(_OF_ROWS, found, strict=True) if is_so]
+
+
+def _is_over_long(row: Row | Prompt | Pair | Labelled) -> bool:
+    """Whether what is said in it is long; of a pair, both answers are counted."""
+    if isinstance(row, Row | Prompt):
+        said = row.messages
+    else:
+        answers = [row.chosen, row.rejected] if isinstance(row, Pair) else [row.completion]
+        said = [*row.prompt, *answers]
+    return len(said) > MANY_TURNS or sum(len(message["content"]) for message in said) > MANY_CHARS
 
 
 def _is_empty(message: Message) -> bool:

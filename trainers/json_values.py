@@ -2,9 +2,12 @@
 
 import json
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from trainers.faults import RowFault
+
+_KEPT_CHARS = 512  # of keys, which may be of any length, whose comparison is remembered
 
 
 def load_json(text: str, what: str, *, hint: str = "") -> Any:
@@ -43,6 +46,13 @@ def check_unicode(text: str, where: str) -> str:
 
 def nearest(key: str, known: list[str]) -> str | None:
     """The known key that this one is a slip of: other case, a plural, a letter or two wrong."""
+    if len(key) + sum(map(len, known)) <= _KEPT_CHARS:
+        return _find_nearest(key, tuple(known))
+    return _find_nearest.__wrapped__(key, tuple(known))
+
+
+@lru_cache(maxsize=4096)  # the keys of one row are mostly those of the next
+def _find_nearest(key: str, known: tuple[str, ...]) -> str | None:
     near = get_close_matches(key.lower(), known, n=1, cutoff=0.8)
     return near[0] if near else None
 

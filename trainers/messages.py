@@ -9,6 +9,10 @@ from trainers.tool_calls import check_calls, pair_results
 # role and content; where given, an assistant's weight and tool_calls; of a tool also tool_call_id and name
 Message = dict[str, Any]
 
+# What has more is told to its owner: it may be several conversations, or cut when it is trained on.
+MANY_TURNS = 100
+MANY_CHARS = 32_768  # in all its messages
+
 ROLES = {
     "system": "system",
     "developer": "system",

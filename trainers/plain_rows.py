@@ -1,16 +1,20 @@
 """The usual rows, known to be good at the speed of a typed decoder; whatever is unusual is left to be read.
 
 A `PlainCheck` may only say yes to what `row_formats.read_row` takes as a row of the same format: a test holds
-the two together. It says no whenever it is in doubt.
+the two together. It says no whenever it is in doubt, and of what there is a notice of.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Annotated, Any, Literal, TypeGuard
 
 import msgspec
 
+from trainers.messages import MANY_CHARS, MANY_TURNS
+
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Few = msgspec.Meta(max_length=MANY_TURNS)
 _first_byte, _last_byte = itemgetter(0), itemgetter(-1)
 
 
@@ -29,11 +33,11 @@ class _Turn(_Known):
 
 
 class _Messages(_Known):
-    messages: list[_Message]
+    messages: Annotated[list[_Message], _Few]
 
 
 class _ShareGPT(_Known):
-    conversations: list[_Turn]
+    conversations: Annotated[list[_Turn], _Few]
 
 
 class _Alpaca(_Known):
@@ -141,11 +145,14 @@ class PlainCheck:
     def __init__(self, shape: type[_Known], check: Callable[[Any], bool]) -> None:
         decoder = msgspec.json.Decoder(shape)
         self._decode, self._decode_lines, self._check = decoder.decode, decoder.decode_lines, check
+        # No text has more characters than its line has bytes. Documents are cut into blocks at any length.
+        self._n_bytes = sys.maxsize if shape is _Document else MANY_CHARS
 
     def takes(self, line: bytes) -> bool:
         """Whether a line is such a row."""
         try:
-            return self._check(self._decode(line))
+            row = self._decode(line)
+            return self._check(row) and (len(line) <= self._n_bytes or not _is_over_long(row))
         except (msgspec.DecodeError, UnicodeDecodeError):  # a ValidationError is a DecodeError
             return False
 
@@ -159,7 +166,18 @@ class PlainCheck:
             rows = self._decode_lines(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False
-        return len(rows) == len(lines) and all(map(self._check, rows))
+        if len(rows) != len(lines) or not all(map(self._check, rows)):
+            return False
+        return max(map(len, lines)) <= self._n_bytes or not any(map(_is_over_long, rows))
+
+
+def _is_over_long(row: _Known) -> bool:
+    """Whether its texts and the contents of its turns have many characters."""
+    n_chars = 0
+    for value in msgspec.structs.astuple(row):
+        texts = [value] if isinstance(value, str) else [msgspec.structs.astuple(turn)[1] for turn in value]
+        n_chars += sum(map(len, texts))
+    return n_chars >= MANY_CHARS  # where texts are joined, one more stands between them
 
 
 def _look_like_objects(lines: Sequence[bytes]) -> bool:

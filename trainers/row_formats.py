@@ -102,6 +102,8 @@ def detect_format(row: dict[str, Any]) -> str:
     """Which format a row is written in. Raises ValueError, with the nearest known key, when it is none."""
     for name, known in FORMATS.items():
         if known.matches(row):
+            for other in _RICHER[name]:
+                refuse_slips(row, other, if_told=True)
             return name
     for key in row:
         if key in UNSUPPORTED:
@@ -114,6 +116,18 @@ def detect_format(row: dict[str, Any]) -> str:
     raise RowFault(
         "unknown_format", f"unknown row; expected {', '.join(known.looks for known in FORMATS.values())}"
     )
+
+
+def refuse_slips(row: dict[str, Any], known: Format, *, if_told: bool = False) -> None:
+    """Raises ValueError where a key that no format has is a slip of one that this format needs.
+
+    if_told: only if, with the key that is meant, the row would tell this format.
+    """
+    wanted = [key for key in known.telling or known.required if key not in row]
+    for key in row:
+        near = None if key in _KNOWN_KEYS else nearest(key, wanted)
+        if near and (not if_told or known.matches(row | {near: row[key]})):
+            raise RowFault("unknown_key", f"unknown key {key!r}; did you mean {near!r}?")
 
 
 def read_row(row: dict[str, Any], name: str, *, line: int) -> AnyRow:
@@ -284,7 +298,8 @@ def _prompt_messages(row: dict[str, Any], line: int) -> Prompt:
     return Prompt(line, check_prompt(messages[:-1] if answered else messages), _tools(row))
 
 
-def _awaits_answer(row: dict[str, Any]) -> bool:
+def awaits_answer(row: dict[str, Any]) -> bool:
+    """Whether the last message of a row is one to answer."""
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, dict) and last.get("role") in ("user", "tool")
@@ -330,7 +345,7 @@ FORMATS: dict[str, Format] = {
         unless=_is_unlabelled,
     ),
     "messages": Format(
-        "conversation", '{"messages": [...]}', ("messages",), _TOOLS, _messages, unless=_awaits_answer
+        "conversation", '{"messages": [...]}', ("messages",), _TOOLS, _messages, unless=awaits_answer
     ),
     "prompt_messages": Format(
         "prompt", '{"messages": [..., a question]}', ("messages",), _TOOLS, _prompt_messages
@@ -362,6 +377,16 @@ FORMATS: dict[str, Format] = {
     ),
     "prompt": Format("prompt", '{"prompt"}', ("prompt",), ("system", "system_prompt", *_TOOLS), _prompt),
     "text": Format("document", '{"text"}', ("text",), (), _document),
+}
+_KNOWN_KEYS = frozenset(key for known in FORMATS.values() for key in (*known.required, *known.optional))
+# Of each format, those that have what it needs and more: with a slip in what is more, they look like it.
+_RICHER = {
+    name: [
+        other
+        for other in list(FORMATS.values())[:place]
+        if {*known.required} <= {*other.required, *other.optional}
+    ]
+    for place, (name, known) in enumerate(FORMATS.items())
 }
 
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,21 @@ from trainers.faults import Reason, RowFault, Unreadable, reason_of
 from trainers.json_values import load_json
 from trainers.layouts import PLAIN_TEXT, Layout
 from trainers.plain_rows import PlainCheck, make_check
-from trainers.row_formats import FORMATS, AnyRow, Document, RowKind, detect_format, kind_of, read_row
+from trainers.row_formats import (
+    FORMATS,
+    AnyRow,
+    Document,
+    RowKind,
+    detect_format,
+    kind_of,
+    read_row,
+    refuse_slips,
+)
 
 # What a cell of a table can only hold as JSON.
 _JSON_CELLS = ("messages", "conversations", "history", "tools", "input")
 _MESSAGE_CHARS = 500
+_ASKED_ROWS = 100  # say whether a file that begins with an unanswered conversation is one of prompts
 MAX_ROWS = 20_000_000  # each costs some bytes of memory when a file is checked and prepared
 # Given lines and the number of the first; which of them are to be read all the same, counted from 0.
 TakePlain = Callable[[list[bytes], int], list[int]]
@@ -37,7 +48,8 @@ class Rows:
     """Reads a file row by row: each item is a row or the RowError of that line.
 
     Each line of a .txt file is a document. Otherwise the layout's format is that of every row, or else the
-    first valid row decides it. Counts are complete once the iteration has ended.
+    first valid row decides it; a conversation without its answer is a row of prompts only where those after
+    it, up to a hundred, are mostly not answered either. Counts are complete once the iteration has ended.
     """
 
     def __init__(
@@ -122,31 +134,48 @@ class Rows:
         return make_check(self.format)
 
     def _read(self, record: Record, *, line: int) -> AnyRow:
-        if isinstance(record, RowFault):
-            raise record
-        if self.format == PLAIN_TEXT:
+        if self.format == PLAIN_TEXT and not isinstance(record, RowFault):
             assert isinstance(record, bytes)
             return Document(line, _decode(record).rstrip("\r\n"))
-        row = (
-            _parse(_decode(record), first=line == 1 and (self._span is None or self._span.start == 0))
-            if isinstance(record, bytes)
-            else record
-        )
-        if self._layout.column_map:
-            row = _rename(row, self._layout.column_map)
-        if self._layout.container in ("csv", "tsv"):
-            row = _read_cells(row)
+        row = self._to_object(record, first=line == 1 and (self._span is None or self._span.start == 0))
         name = self._layout.format or self._detect(row)
         read = read_row(row, name, line=line)
+        if name == "prompt_messages" and not self.format and self._most_are_answered():
+            self.format = "messages"
+            return read_row(row, self.format, line=line)
         self.format = name
         return read
+
+    def _to_object(self, record: Record, *, first: bool) -> dict[str, Any]:
+        """The row under our names."""
+        if isinstance(record, RowFault):
+            raise record
+        row = _parse(_decode(record), first=first) if isinstance(record, bytes) else record
+        if self._layout.column_map:
+            row = _rename(row, self._layout.column_map)
+        return _read_cells(row) if self._layout.container in ("csv", "tsv") else row
+
+    def _most_are_answered(self) -> bool:
+        """Of the conversations from this first one on; if so, it has lost its answer and is no prompt."""
+        balance = 0
+        records = read_records(self._path, self._layout, span=self._span)
+        held = (record for _, record in records if record != b"")
+        with contextlib.suppress(Unreadable):  # told when the iteration comes to it
+            for record in islice(held, self.n_rows + _ASKED_ROWS - 1):
+                with contextlib.suppress(ValueError):
+                    row = self._to_object(record, first=False)
+                    name = detect_format(row)
+                    read_row(row, name, line=1)
+                    balance += {"messages": 1, "prompt_messages": -1}.get(name, 0)
+        return balance > 0
 
     def _detect(self, row: dict[str, Any]) -> str:
         # Among conversations, one that ends with a question is a fault and no prompt.
         name = "messages" if self.format == "messages" and "messages" in row else detect_format(row)
         if self.format and {name, self.format} == {"messages", "prompt_messages"}:
-            name = self.format  # the first row has said whether answers are wanted
+            name = self.format  # the first rows have said whether answers are wanted
         if self.format and name != self.format:
+            refuse_slips(row, FORMATS[self.format])
             looks, wanted = FORMATS[name].looks, FORMATS[self.format].looks
             raise RowFault("mixed_format", f"this row is {looks}, but the rows before it are {wanted}")
         return name

@@ -11,6 +11,12 @@ from api.commands.output import AsJson, out, plain, print_fields, print_json, pr
 from api.commands.trainer import ask_trainer, describe_layout
 
 _SHOWN_LINES = 10
+_NOTICES = {
+    "empty_turn": "turns that say nothing",
+    "role_order": "roles out of order",
+    "over_long": "over-long rows",
+    "odd_last_turn": "unanswered among answered",
+}
 
 
 def check(
@@ -33,7 +39,8 @@ def check(
 
 
 def _show(report: dict[str, Any]) -> None:
-    notices, sample = report["notices"], report["sample"]
+    notices: dict[str, Any] = report["notices"]
+    sample = report["sample"]
     near = sample["near_duplicates"]
     print_fields(
         {
@@ -41,8 +48,7 @@ def _show(report: dict[str, Any]) -> None:
             "format": report["format"] and f"{report['format']} ({report['kind']} rows)",
             "duplicates": _name(report["duplicates"]["count"], report["duplicates"]["first"], "same_as"),
             "near duplicates": _name(near["count"], near["first"], "near"),
-            "turns that say nothing": _list(notices["empty_turn"]),
-            "roles out of order": _list(notices["role_order"]),
+            **{_NOTICES.get(code) or code: _list(found) for code, found in notices.items()},
             "scripts": ", ".join(f"{name} {share:.1%}" for name, share in sample["scripts"].items()) or None,
             "sample": f"{sample['rows']} rows, for near duplicates and scripts" if sample["rows"] else None,
         }

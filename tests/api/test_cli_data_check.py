@@ -23,6 +23,23 @@ def test_a_good_file_is_told_in_a_few_lines(tmp_path: Path) -> None:
     assert ["scripts", "Latin 100.0%"] in shown
 
 
+def test_every_notice_is_told_by_its_lines(tmp_path: Path) -> None:
+    user, answer = {"role": "user", "content": "Flu?"}, {"role": "assistant", "content": "Yes."}
+    silent = {"role": "user", "content": ""}
+    rows = [[user], [user, answer, silent], [*[user, answer] * 60, user], [user, user], [user, answer]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    result = run("data", "check", str(path))
+    assert result.exit_code == 0, result.stderr
+    for name, lines in (
+        ("turns that say nothing", "1: lines 2"),
+        ("roles out of order", "1: lines 4"),
+        ("over-long rows", "1: lines 3"),
+        ("unanswered among answered", "4: lines 1, 2, 3, 4"),
+    ):
+        assert f"{name} {lines}" in " ".join(result.stdout.split())
+
+
 def test_refused_rows_are_listed_and_the_exit_status_is_1(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(GOOD + '{"promt": "a"}\n' + '{"prompt\\u001b[31m": 1}\n' + "{\n")

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from api.report_schemas import FileReport
 from trainers.layouts import CONTAINERS, FORMAT_KEYS, Layout
 from trainers.rows import RowError, Rows, count_rows
 from trainers.validate import check_file
@@ -64,6 +65,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "rows"
 
 
+def without(report: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in report.items() if k != key}
+
+
 def check_all_is_told(path: Path, layout: Layout) -> dict[str, Any]:
     rows = Rows(path, layout)
     found = list(rows)
@@ -76,6 +81,8 @@ def check_all_is_told(path: Path, layout: Layout) -> dict[str, Any]:
     assert (report["rows"], report["rows_used"], report["rows_refused"]) == (rows.n_rows, used, reported)
     assert sum(report["reasons"].values()) == reported + (not report["whole"])
     json.dumps(report, ensure_ascii=False).encode()
+    sent = FileReport.model_validate({"file_id": "file-a"} | json.loads(json.dumps(report))).model_dump_json()
+    assert json.loads(sent) == {"object": "file.report", "file_id": "file-a"} | without(report, "sha256")
     return report
 
 

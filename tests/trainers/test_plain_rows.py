@@ -1,4 +1,4 @@
-"""What is known to be good without being read is what reading takes: the same format, never a fault."""
+"""What is known to be good without being read is what reading takes: the same format, no fault, no notice."""
 
 import json
 from itertools import product
@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from trainers.findings import find_notices
+from trainers.messages import MANY_CHARS, MANY_TURNS
 from trainers.plain_rows import _CHECKS, make_check
 from trainers.row_formats import detect_format, read_row
 
@@ -44,10 +46,9 @@ def reads(line: bytes, name: str) -> bool:
         row = json.loads(line.decode())
         if not isinstance(row, dict) or detect_format(row) != name:
             return False
-        read_row(row, name, line=1)
+        return not find_notices(read_row(row, name, line=1))
     except ValueError:
         return False
-    return True
 
 
 def test_every_check_is_tried() -> None:
@@ -68,6 +69,46 @@ def agree(row: Any, name: str) -> None:
     assert check is not None
     if check.takes(line):
         assert reads(line, name), line
+
+
+def grow(name: str, n: int, letter: str) -> dict[str, Any]:
+    """A usual row with so many characters in all."""
+    row = json.loads(json.dumps(GOOD[name]))
+    key = next(reversed(row))
+    held, inner = (row[key][-1], next(reversed(row[key][-1]))) if isinstance(row[key], list) else (row, key)
+    said = [v for turn in row.get(key) for v in [turn[inner]]] if held is not row else list(row.values())
+    held[inner] += letter * (n - sum(map(len, said)))
+    return row
+
+
+@pytest.mark.parametrize("name", sorted(GOOD.keys() - {"text"}))
+@pytest.mark.parametrize("letter", ["a", "四", "\U0001f600"])
+def test_a_long_row_is_handed_on_and_one_of_many_bytes_is_not(name: str, letter: str) -> None:
+    check = CHECKS[name]
+    assert check is not None
+    for n, is_long in ((MANY_CHARS - 2, False), (MANY_CHARS + 1, True)):
+        line = json.dumps(grow(name, n, letter)).encode()
+        taken = [check.takes(line), check.takes_all([line], data=line)]
+        assert taken == [not is_long, not is_long]
+        assert reads(line, name) is not is_long
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
+def test_a_row_of_many_turns_is_handed_on(name: str) -> None:
+    (key, turns), check = next(iter(GOOD[name].items())), CHECKS[name]
+    assert check is not None
+    for n, is_long in ((MANY_TURNS, False), (MANY_TURNS + 2, True)):
+        line = json.dumps({key: turns[-2:] * (n // 2)}).encode()
+        assert [check.takes(line), check.takes_all([line], data=line)] == [not is_long, not is_long]
+        assert reads(line, name) is not is_long
+
+
+def test_a_document_may_be_of_any_length() -> None:
+    line = json.dumps({"text": "a" * 3 * MANY_CHARS}).encode()
+    check = CHECKS["text"]
+    assert check is not None
+    assert check.takes(line)
+    assert check.takes_all([line], data=line)
 
 
 @pytest.mark.parametrize("length", range(5))

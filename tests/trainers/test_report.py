@@ -1,15 +1,19 @@
 """What is told of a file: every kind of fault by its line, duplicates, scripts, and no row without a word."""
 
+import gzip
 import hashlib
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from trainers.containers import MAX_LINE_BYTES
+from trainers.faults import Reason
+from trainers.findings import NOTICES
 from trainers.layouts import Layout
 from trainers.rows import RowError, Rows
 from trainers.validate import check_file
@@ -19,6 +23,9 @@ ASK = {"role": "user", "content": "How much paracetamol may I take in a day?"}
 TELL = {"role": "assistant", "content": "No more than four grams, in doses of one gram at most."}
 GOOD = {"messages": [ASK, TELL]}
 GROWTH_BYTES = 64 << 20
+
+
+QUESTION = {"question": "Q", "response_chosen": "a", "response_rejected": "b"}
 
 
 def long_talk(n_turns: int) -> dict[str, Any]:
@@ -49,6 +56,9 @@ FAULTY: list[Any] = [
     b'{"prompt": "\xff"}',
     '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "b"}]}',
     {**GOOD, "functions": [{}]},
+    b'{"prompt": "a\0", "completion": "b"}',
+    {"messages": [ASK, {**TELL, "weight": 2}]},
+    {"messages": [ASK, {**TELL, "content": "Rest. " * 6000}]},  # used, with a notice
     "",
     GOOD,
     GOOD,
@@ -81,13 +91,56 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["conversations", "preferences"])
-def test_a_file_with_every_kind_of_fault_gives_the_report_that_is_kept(tmp_path: Path, name: str) -> None:
-    rows = FAULTY if name == "conversations" else [PAIR, *(row for row, _, _ in PREFERENCES)]
-    path = write(tmp_path / "rows.jsonl", rows)
-    report = check_file(path, Layout(max_invalid_fraction=0.2))
+# A slip, a good row, and a row that would be good in another file.
+QUESTIONS = [{"question": "Q", "reponse_chosen": "a", "reponse_rejected": "b"}, QUESTION, PAIR]
+# Of a conversation that is to be answered, the answered one is read up to its answer; the others are named.
+PROMPTS = [{"messages": [ASK]}, {"messages": [ASK, TELL, ASK]}, GOOD]
+TABLE = ["prompt,completion", "Q,a", "Q,a,b", "Q", '"Q, 1",']
+KEPT = {
+    "conversations": (FAULTY, Layout(max_invalid_fraction=0.2)),
+    "preferences": ([PAIR, *(row for row, _, _ in PREFERENCES)], Layout(max_invalid_fraction=0.2)),
+    "questions": (QUESTIONS, Layout()),
+    "prompts": (PROMPTS, Layout()),
+    "table": (TABLE, Layout("csv")),
+}
+# Faults of files that are hardly rows, and on which line.
+BROKEN: list[tuple[Reason, int, bytes, Layout]] = [
+    ("empty_file", 1, b"\n", Layout()),
+    ("too_long", 2, json.dumps(GOOD).encode() + b"\n" + b"x" * (MAX_LINE_BYTES + 1), Layout()),
+    ("too_large", 1, gzip.compress(json.dumps(GOOD).encode()), Layout(gzip=True, max_unpacked_bytes=20)),
+    ("unreadable", 1, json.dumps(GOOD).encode(), Layout(gzip=True)),
+]
+
+
+def check_kept(folder: Path, name: str) -> dict[str, Any]:
+    rows, layout = KEPT[name]
+    path = write(folder / name, rows)
+    report = check_file(path, layout)
     assert report.pop("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert report == json.loads(GOLDEN.read_text())[name]
+    return report
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_file_with_every_kind_of_fault_gives_the_report_that_is_kept(tmp_path: Path, name: str) -> None:
+    assert check_kept(tmp_path, name) == json.loads(GOLDEN.read_text())[name]
+
+
+@pytest.mark.parametrize(("code", "line", "content", "layout"), BROKEN)
+def test_a_file_that_is_hardly_one_of_rows_says_why(tmp_path: Path, code, line, content, layout) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    report = check_file(path, layout)
+    assert [(error["line"], error["code"]) for error in report["errors"]] == [(line, code)]
+    assert not report["accepted"]
+
+
+def test_every_reason_and_every_notice_is_seen_in_these_files() -> None:
+    kept = json.loads(GOLDEN.read_text())
+    assert kept.keys() == KEPT.keys()
+    reasons = {code for report in kept.values() for code in report["reasons"]}
+    assert reasons | {code for code, *_ in BROKEN} == set(get_args(Reason))
+    noticed = [report["notices"] for report in kept.values()]
+    assert {code for codes in noticed for code in codes if codes[code]["count"]} == set(NOTICES)
 
 
 @pytest.mark.parametrize(("row", "code", "part"), PREFERENCES)

@@ -8,6 +8,7 @@ import pytest
 from trainers.layouts import Layout
 from trainers.row_formats import FORMATS, Document, Pair, Row
 from trainers.rows import RowError, Rows
+from trainers.validate import check_file
 
 CHAT = [{"role": "user", "content": "Q"}]
 TURNS = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
@@ -127,6 +128,120 @@ def test_what_comes_near_is_told_apart(write_jsonl, row, part) -> None:
     got, _ = read(write_jsonl, row)
     assert isinstance(got, RowError), "was accepted"
     assert part in got.message
+
+
+SLIPS = [
+    ({"question": "Q", "reponse_chosen": "A", "reponse_rejected": "B"}, PAIR, "response_chosen"),
+    ({"prompt": "Q", "completon": "A"}, {"prompt": "Q", "completion": "A"}, "completion"),
+    (
+        {"prompt": "Q", "choosen": "A", "rejeted": "B"},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        "chosen",
+    ),
+    (
+        {"prompt": "Q", "completion": "A", "lable": True},
+        {"prompt": "Q", "completion": "A", "label": True},
+        "label",
+    ),
+    (
+        {"conversations": TURNS[:1], "choosen": "A", "rejeted": "B"},
+        {"conversations": TURNS[:1], "chosen": "A", "rejected": "B"},
+        "chosen",
+    ),
+]
+
+
+@pytest.mark.parametrize(("slip", "good", "meant"), SLIPS)
+def test_a_slip_is_no_row_of_a_format_with_fewer_keys(write_jsonl, slip, good, meant) -> None:
+    for rows, n_good in ([slip], 0), ([slip, *[good] * 9], 9), ([*[good] * 9, slip], 9):
+        report = check_file(write_jsonl(rows), Layout())
+        (error,) = report["errors"]
+        assert (error["line"], error["code"]) == (rows.index(slip) + 1, "unknown_key")
+        assert error["message"].endswith(f"did you mean {meant!r}?")
+        assert (report["rows_used"], report["accepted"]) == (n_good, False)
+
+
+@pytest.mark.parametrize(
+    ("slip", "good", "meant"),
+    [
+        (
+            {"mesages": CHAT, "text": "A"},
+            {"messages": [*CHAT, {"role": "assistant", "content": "A"}]},
+            "messages",
+        ),
+        (
+            {"prompt": "Q", "completion": "A", "lable": "yes"},
+            {"prompt": "Q", "completion": "A", "label": True},
+            "label",
+        ),
+    ],
+)
+def test_a_slip_among_rows_of_another_format_is_no_mixture(write_jsonl, slip, good, meant) -> None:
+    (error,) = check_file(write_jsonl([good, slip]), Layout())["errors"]
+    assert (error["line"], error["code"]) == (2, "unknown_key")
+    assert error["message"].endswith(f"did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "Q", "answer": "A", "labels": ["x"], "text": "T"}, "prompt"),
+        ({"question": "Q", "reference_answer": "A", "prompt_id": 1}, "question"),
+        ({"prompt": "Q", "completion": "A", "labels": [1, 2]}, "prompt_completion"),
+        ({"prompt": "Q", "system": "S", "outputs": ["A"]}, "prompt"),
+    ],
+)
+def test_columns_that_a_row_carries_along_are_no_slips(write_jsonl, row, name) -> None:
+    got, rows = read(write_jsonl, row)
+    assert not isinstance(got, RowError), got.message
+    assert rows.format == name
+
+
+ANSWERED = {"messages": [*CHAT, {"role": "assistant", "content": "A"}]}
+OPEN = {"messages": [*ANSWERED["messages"], *CHAT]}
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 3])
+@pytest.mark.parametrize("places", [[0], [4], [0, 1, 5]])
+def test_an_odd_last_turn_is_reported_wherever_it_is(
+    write_jsonl, places: list[int], n_processes: int
+) -> None:
+    rows = [OPEN if n in places else ANSWERED for n in range(10)]
+    report = check_file(write_jsonl(rows), Layout(), n_processes=n_processes)
+    assert [(error["line"], error["code"]) for error in report["errors"]] == [
+        (place + 1, "odd_last_turn") for place in places
+    ]
+    assert (report["format"], report["rows_used"]) == ("messages", 10 - len(places))
+    assert report["notices"]["odd_last_turn"] == {"count": 0, "lines": []}
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 3])
+@pytest.mark.parametrize("answered", [[9], [1, 2], [150], [*range(100, 400)]])
+def test_questions_among_which_some_are_answered_are_named(
+    write_jsonl, answered: list[int], n_processes: int
+) -> None:
+    rows = [ANSWERED if n in answered else {"messages": CHAT} for n in range(400)]
+    report = check_file(write_jsonl(rows), Layout(), n_processes=n_processes)
+    lines = [n + 1 for n in range(400) if n not in answered]
+    assert (report["format"], report["kind"], report["rows_used"]) == ("prompt_messages", "prompt", 400)
+    assert report["notices"]["odd_last_turn"] == {"count": len(lines), "lines": lines[:100]}
+
+
+def test_a_file_of_questions_alone_has_no_odd_one(write_jsonl) -> None:
+    report = check_file(write_jsonl([{"messages": CHAT}] * 9), Layout())
+    assert (report["format"], report["accepted"]) == ("prompt_messages", True)
+    assert report["notices"]["odd_last_turn"] == {"count": 0, "lines": []}
+
+
+def test_what_a_file_is_said_to_hold_is_not_guessed_from_most_rows(write_jsonl) -> None:
+    report = check_file(write_jsonl([OPEN, *[ANSWERED] * 9]), Layout(format="prompt_messages"))
+    assert (report["kind"], report["rows_used"]) == ("prompt", 10)
+
+
+def test_a_faulty_question_decides_nothing(write_jsonl) -> None:
+    faulty = {"messages": [*CHAT, {"role": "user", "content": 1}]}
+    rows = [faulty, {"instruction": "Q", "output": "A"}, *[ANSWERED] * 3]
+    assert check_file(write_jsonl(rows), Layout())["format"] == "alpaca"
 
 
 def test_a_conversation_without_its_answer_is_a_fault_among_conversations(write_jsonl) -> None:
