@@ -168,7 +168,9 @@ class JobObject(BaseModel):
     blocked_by: list[dict[str, Any]] | None = Field(
         default=None,
         description="Why it has not started, each with its `reason`: `stage`, `file`, `earlier_jobs`, "
-        "`devices`, `pause_after_failure`, `paused`, `worker`. Only on single jobs that wait.",
+        "`devices`, `pause_after_failure`, `paused`, `worker`; or why no machine can take it: "
+        "`too_few_devices`, `too_few_nodes`, `draining`, `quarantined`, `disk`. Only on single jobs that "
+        "wait.",
     )
     expected_start_at: int | None = Field(
         default=None,

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db import job_files, turns
+from db import job_files, obstacles, turns
 from db.models import File, Job, PipelineStage
 from db.session import clock
 from db.turns import Tenant
@@ -68,7 +68,8 @@ def _explain_queue(session: Session, job: Job) -> Wait | None:
     earlier = sum(before.values())
     nodes = _find_devices(session)
     held = sum(len(times) for times in nodes.values())
-    found: list[dict[str, Any]] = []
+    obstacle = obstacles.find_obstacle(session, own)
+    found: list[dict[str, Any]] = [] if obstacle is None else [obstacle]
     if earlier:
         found.append({"reason": "earlier_jobs", "count": earlier})
     if held:
@@ -76,7 +77,8 @@ def _explain_queue(session: Session, job: Job) -> Wait | None:
     if own.not_before > clock(session):
         found.append({"reason": "pause_after_failure", "until": int(own.not_before)})
     # Nothing stands in its way: no worker has looked yet, or none is there.
-    expected = _expect_start(session, own, nodes=nodes, before=before)
+    knows = obstacle is None and own.nodes_needed == 1
+    expected = _expect_start(session, own, nodes=nodes, before=before) if knows else None
     return Wait(earlier, found or [{"reason": "worker"}], expected)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,24 @@ def digest_folder(folder: Path) -> str:
 def count_bytes(folder: Path) -> int:
     """Bytes held by the files of `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """`model_type`, `context_length` in tokens, `vocab_size` and `parameters` of a model that was saved."""
+    from safetensors import safe_open
+
+    config = json.loads((folder / "config.json").read_bytes())
+    of_text = config.get("text_config") or config
+    parameters = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    return {
+        "model_type": config["model_type"],
+        "context_length": of_text.get("max_position_embeddings"),
+        "vocab_size": of_text.get("vocab_size"),
+        "parameters": parameters,
+    }
 
 
 def publish_folder(work_dir: Path, target: Path) -> None:

@@ -34,7 +34,15 @@ from trainers.adapters import (
     load_model,
     load_tokenizer,
 )
-from trainers.artifacts import Refused, count_bytes, digest_folder, publish_folder, report_outcome, write_json
+from trainers.artifacts import (
+    Refused,
+    count_bytes,
+    describe_model,
+    digest_folder,
+    publish_folder,
+    report_outcome,
+    write_json,
+)
 from trainers.evaluation import EVALUATION_FILE
 from trainers.quantized import do_without as do_without_quantization
 from trainers.specs import SpecError, load_run_spec
@@ -213,6 +221,7 @@ def _describe(folder: Path, *, dtype: torch.dtype, head: Head) -> dict[str, Any]
     return {
         "digest": digest_folder(folder),
         "bytes": count_bytes(folder),
+        **describe_model(folder),
         "dtype": str(dtype).removeprefix("torch."),
         "head": head,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -102,6 +102,16 @@ def _reason(blocked: dict[str, Any]) -> str:
             return "paused, goes on when resumed"
         case "worker":
             return "no worker has taken it yet"
+        case "too_few_devices":
+            return f"needs {blocked['needed']} devices, no machine has more than {blocked['most']}"
+        case "too_few_nodes":
+            return f"needs {blocked['needed']} machines, {blocked['there']} could take a part"
+        case "draining":
+            return f"{', '.join(blocked['nodes'])}: no new work there until undrained"
+        case "quarantined":
+            return "the devices that it needs are kept from use; see Admin"
+        case "disk":
+            return f"needs {size(blocked['needed_bytes'])} of disk, {size(blocked['free_bytes'])} are free"
         case other:
             return str(other).replace("_", " ")
 

@@ -40,10 +40,12 @@ def test_why_a_job_waits():
     blocked = [
         {"reason": "earlier_jobs", "count": 2},
         {"reason": "devices", "needed": 1, "held": 1},
+        {"reason": "too_few_devices", "needed": 8, "most": 4},
         {"reason": "something new"},
     ]
     assert job_words.why_waiting({"blocked_by": blocked}) == (
-        "2 jobs before it; needs 1 device, others hold them; something new"
+        "2 jobs before it; needs 1 device, others hold them; needs 8 devices, no machine has more than 4; "
+        "something new"
     )
 
 

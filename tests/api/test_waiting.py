@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from db import claims, jobs, tasks
-from db.models import Job
+from db import claims, disk, jobs, nodes, quarantine, tasks
+from db.models import Job, Model
+from db.nodes import Device, Facts
 from db.session import clock
 from db.tasks import Lease, Owner
-from db.work_models import Task
+from db.work_models import Node, Task
 
 JOBS = "/v1/fine_tuning/jobs"
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
@@ -139,3 +140,60 @@ def test_devices_that_are_not_proven_free_are_not_counted_on(client, world, body
         jobs.after_interruption(session, lease, again=True, why="Worker lost")
         assert session.get_one(Job, job).status == "queued"
     assert see(client, job)[1:] == ([{"reason": "devices", "needed": 1, "held": 1}], None)
+
+
+def report(world, name: str = "node", *, gpus: int = 4, free_bytes: int = 10**12) -> None:
+    """A node that trains, just seen."""
+    devices = tuple(Device(f"cuda:{number}", kind="H100") for number in range(gpus))
+    with world.database.write() as session:
+        facts = Facts(name, "10.0.0.1", devices, slots=2, free_bytes=free_bytes)
+        nodes.report(session, facts, every_s=0, trains=True)
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("resources", "obstacle"),
+    [
+        ({"nproc_per_node": 8}, {"reason": "too_few_devices", "needed": 8, "most": 4}),
+        ({"nproc_per_node": 4, "nnodes": 2}, {"reason": "too_few_nodes", "needed": 2, "there": 1}),
+        ({"nproc_per_node": 4}, None),
+    ],
+)
+def test_what_no_machine_can_take_is_told(client, world, body, resources, obstacle):
+    report(world)
+    report(world, "small", gpus=2)
+    job = create(client, body, resources=resources)
+    _, reasons, starts_at = see(client, job)
+    assert reasons == [obstacle or {"reason": "worker"}]
+    assert obstacle is None or starts_at is None
+
+
+@on_both
+def test_machines_out_of_service_are_told(client, world, body):
+    report(world)
+    job = create(client, body, resources={"nproc_per_node": 2})
+    with world.database.write() as session:
+        nodes.set_state(session, "node", "draining")
+    assert see(client, job)[1:] == ([{"reason": "draining", "nodes": ["node"]}], None)
+    with world.database.write() as session:
+        nodes.set_state(session, "node", "active")
+        for device in ("cuda:0", "cuda:1", "cuda:2"):
+            quarantine.put(session, "node", device, reason="a stranger is on it")
+    assert see(client, job)[1] == [{"reason": "quarantined", "devices": 3}]
+    with world.database.write() as session:
+        session.execute(update(Node).values(last_seen_at=1.0))
+    assert see(client, job)[1] == [{"reason": "worker"}], "nobody is there at all"
+
+
+@on_both
+def test_a_disk_without_room_is_told(client, world, body):
+    report(world, free_bytes=1000)
+    whole = {"type": "supervised", "supervised": {"hyperparameters": {"use_peft": False}}}
+    adapter, full = create(client, body), create(client, body, method=whole)
+    with world.database.write() as session:
+        session.execute(update(Model).values(details={"bytes": 1000}))
+        needed = 2 * disk.estimate_checkpoints_bytes(session, [full])[full]
+    assert needed > 1000
+    assert see(client, adapter)[1] == [{"reason": "worker"}]
+    told = {"reason": "disk", "needed_bytes": needed, "free_bytes": 1000}
+    assert see(client, full)[1] == [told, {"reason": "earlier_jobs", "count": 1}]

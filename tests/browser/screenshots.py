@@ -93,8 +93,8 @@ def fill(http: httpx.Client) -> Shown:
     upload(http, lines(DOCUMENTS), name="leaflets.jsonl")
     faulty = put(http, lines(broken), name="night-shift.jsonl")
     bad = train(http, faulty, suffix="night-shift", n_epochs=1)  # before its check tells
-    done = train(http, file, suffix="v1", n_epochs=5)
-    again = train(http, file, suffix="v2", n_epochs=5, learning_rate=0.01)
+    done = train(http, file, suffix="v1", n_epochs=12, learning_rate=0.003, use_peft=False)
+    again = train(http, file, suffix="v2", n_epochs=6, learning_rate=0.01)
     wait_for(lambda: status(http, again) == "succeeded", within_s=600, what="two jobs")
     for name, role in (("nightly evaluation", "user"), ("ward tablet", "user"), ("on call", "admin")):
         http.post("/keys", json={"name": name, "role": role})
@@ -236,11 +236,17 @@ def tokens(page: Page) -> None:
     """A row as a model sees it."""
     page.get_by_role("button", name="Show tokens").click()
     expect(page.locator("pre.tokens")).to_be_visible(timeout=SLOW_MS)
+    expect(page.get_by_text("being counted")).to_have_count(0, timeout=SLOW_MS)
 
 
 def talk(page: Page) -> None:
     """One question, two answers."""
+    page.get_by_text("Parameters").click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Most tokens").fill("24")
+    page.get_by_text("Parameters").click()
     ask(page, "Patient 3 has a rash. What now?")
+    expect(page.locator(".answer")).to_have_count(2)
     for answer in page.locator(".answer").all():
         expect(answer.locator(".answer-head")).to_contain_text("tokens", timeout=SLOW_MS)
 

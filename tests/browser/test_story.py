@@ -53,10 +53,12 @@ def start_a_job(page: Page) -> None:
     expect(page.get_by_label("Training file")).to_have_value(re.compile(r"mended\.jsonl"))
     choose(page, "Base model", "tiny")
     page.get_by_label("Suffix").fill("story")
-    for name, value in {"n_epochs": "50", "batch_size": "8", "max_length": "64"}.items():
+    asked = {"n_epochs": "50", "batch_size": "8", "max_length": "64", "learning_rate": "0.003"}
+    for name, value in asked.items():
         page.get_by_label(name, exact=True).fill(value)
     page.get_by_text("Advanced").click()
     page.get_by_label("logging_steps", exact=True).fill("1")
+    choose(page, "use_peft", "no")
     page.get_by_role("button", name="Start the job").click()
     page.wait_for_url(re.compile("/jobs/ftjob-"))
 

@@ -95,6 +95,10 @@ def test_merged_model_is_base_plus_adapter(fixture, dtype, request, make_run, me
     assert report["dtype"] == dtype
     assert report["digest"] == digest_folder(out)
     assert report["bytes"] == sum(path.stat().st_size for path in out.iterdir())
+    whole = AutoModelForCausalLM.from_pretrained(out)
+    assert report["parameters"] == sum(parameter.numel() for parameter in whole.parameters())
+    known = (report["model_type"], report["context_length"], report["vocab_size"])
+    assert known == ("llama", 512, whole.config.vocab_size)
     assert report["rms_rel_diff"] < {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
     assert report["adapter_rel_effect"] > 0.1
     assert report["warnings"] == []

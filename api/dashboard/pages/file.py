@@ -170,8 +170,8 @@ def _show_likeness(report: dict[str, Any]) -> None:
         if not same["count"] and not near["count"]:
             empty("No duplicates", "No row is the same as, or much like, an earlier one.")
             return
-        told = f"{number(same['count'])} rows are the same as an earlier one; of a sample of "
-        told += f"{number(report['sample']['rows'])}, {number(near['count'])} are much like one."
+        told = f"Rows that are the same as an earlier one: {number(same['count'])}. Of a sample of "
+        told += f"{number(report['sample']['rows'])}, much like one: {number(near['count'])}."
         ui.label(told).classes("filters full-width")
         table = Table([Column("line", "Line", "right"), Column("like", "Is like line", "right"),
                        Column("how", "How much", "right")])  # fmt: skip

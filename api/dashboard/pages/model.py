@@ -186,8 +186,8 @@ def _draw_evaluation(model: dict[str, Any]) -> None:
         {
             "id": str(i),
             "prompt": str(one["prompt"]),
-            "before": earlier.get(str(one["prompt"])) or UNKNOWN,
-            "after": one["answer"] or "(nothing)",
+            "before": (earlier.get(str(one["prompt"])) or "").strip() or UNKNOWN,
+            "after": one["answer"].strip() or "(nothing)",
         }
         for i, one in enumerate(after.get("answers") or [])
     ]
