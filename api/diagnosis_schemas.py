@@ -27,4 +27,7 @@ class Diagnosis(BaseModel):
     file: str | None = Field(description="The file that is at fault.")
     line: int | None = Field(description="And its line, counted from 1.")
     suggestion: Suggestion | None
-    log_tail: list[str] = Field(description="The last 50 lines of the last attempt's log.")
+    log_tail: list[str] = Field(
+        description="The last 50 lines of the last attempt's log; then, of each other node, the name of its "
+        "log and its last 10 lines."
+    )

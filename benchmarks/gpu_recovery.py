@@ -109,6 +109,7 @@ class Bench:
         asked |= {"dtype": "float16" if self._has_gpu else "float32", "save_steps": 1000} | settings
         body = {
             "model": "tiny",
+            "seed": 5,
             "training_file": self._long_file if is_long else self._file,
             "method": {"type": "supervised", "supervised": {"hyperparameters": asked}},
         }

@@ -21,7 +21,10 @@ from db.work_models import Attempt, DeviceLease, Task
 
 @dataclass(frozen=True)
 class Owner:
-    """A worker process: its node and the identity of the process (a pid alone may be reused)."""
+    """A worker process: its node and the identity of the process (a pid alone may be reused).
+
+    started_at: seconds since the boot of its machine.
+    """
 
     node: str
     pid: int

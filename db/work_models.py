@@ -87,7 +87,7 @@ class Attempt(Owned, Base):
     token: Mapped[int] = mapped_column(BigInteger)
     node: Mapped[str]
     owner_pid: Mapped[int]
-    owner_started_at: Mapped[float]
+    owner_started_at: Mapped[float]  # seconds since boot; Unix seconds in rows of earlier releases
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     outcome: Mapped[str | None]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,11 @@ Reason = Literal[
 ]
 BAD_DATA_EXIT = 3
 _NEARLY_FULL_BYTES = 16 << 20
+# c10/cuda/CUDAException.cpp, ATen/cuda/Exceptions.h and, of NCCL, include/alloc.h and include/checks.h.
+_NO_GPU_MEMORY = re.compile(
+    r"CUDA error: out of memory|CU(BLAS|SPARSE|SOLVER|DNN)_STATUS_ALLOC_FAILED"
+    r"|Failed to CUDA (malloc|calloc)|Cuda failure \d* ?'out of memory'"
+)
 
 
 class DataError(ValueError):
@@ -127,7 +133,9 @@ def _is_disk_full(error: BaseException, run_dir: Path) -> bool:
 def _is_cuda_oom(error: BaseException) -> bool:
     import torch
 
-    return isinstance(error, torch.cuda.OutOfMemoryError)
+    # Whatever asks for memory past torch's allocator (contexts, cuBLAS, NCCL) has no class for it.
+    unnamed = isinstance(error, RuntimeError) and _NO_GPU_MEMORY.search(str(error)) is not None
+    return unnamed or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def _is_cpu_oom(error: BaseException) -> bool:

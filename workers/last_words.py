@@ -26,7 +26,9 @@ def read_exit(run_dir: Path) -> dict[str, Any] | None:
     if shutil.disk_usage(nearest).free < _NO_ROOM_BYTES:
         return {"reason": "disk_full", "message": "no space left on the disk of the runs"}
     log = processes.tail(run_dir / "log.txt", max_bytes=_READ_BYTES)
-    if _WATCHDOG in log:
+    # Each node of a gang has a log, and the watchdog speaks on the one where somebody waited.
+    of_others = (processes.tail(path, max_bytes=_READ_BYTES) for path in run_dir.glob("log-*.txt"))
+    if _WATCHDOG in log or any(_WATCHDOG in other for other in of_others):
         message = "The processes waited for one of them in vain"
         return {"reason": "nccl_timeout", "message": message}
     found = _ENDED_BY_SIGNAL.search(log)

@@ -26,6 +26,10 @@ _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME")
 # How this machine's GPUs and its network may be used is its operator's decision.
 _INHERITED_PREFIXES = ("NCCL_", "GLOO_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 _POLL_S = 0.05
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# Times of start from here on are Unix seconds (2001), not seconds since a boot.
+_UNIX_FROM_S = 1e9
+_UNIX_TOLERANCE_S = 60.0
 
 
 def marker_of(database_url: str, kind: str, subject_id: str, token: int) -> str:
@@ -161,18 +165,42 @@ def carrying(marker: str) -> list[psutil.Process]:
 
 
 def is_alive(pid: int, *, started_at: float) -> bool:
-    """Whether the process that started at `started_at` still runs; a pid alone may be another's by now."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started_at) < 1.0
-    except psutil.NoSuchProcess:
+    """Whether the process that started at `started_at` still runs; a pid alone may be another's by now.
+
+    started_at: as `identity` has it, or Unix seconds, as earlier releases stored it. Those move with the
+    wall clock, so that a minute more or less is let pass: the dead, taken for alive, lose their lease when it
+    ends.
+    """
+    found = _look_at(pid)
+    if found is None:
         return False
+    if started_at < _UNIX_FROM_S:
+        return found == started_at
+    return abs(psutil.boot_time() + found - started_at) < _UNIX_TOLERANCE_S
 
 
-def identity() -> tuple[int, float]:
-    """This process' pid and start time."""
-    process = psutil.Process()
-    return process.pid, process.create_time()
+def identity(pid: int | None = None) -> tuple[int, float]:
+    """The pid and the start time of a process, of this one if none is given.
+
+    The time is in seconds since the machine's boot, in whole ticks of the kernel: no step of the wall clock
+    moves it. Raises `psutil.NoSuchProcess`.
+    """
+    pid = pid or os.getpid()
+    started_at = _look_at(pid)
+    if started_at is None:
+        raise psutil.NoSuchProcess(pid)
+    return pid, started_at
+
+
+def _look_at(pid: int) -> float | None:
+    """When a process that runs was started, in seconds since boot; None if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field, the command, may hold anything. After it comes field 3, the state; 22 is the start.
+    state, *fields = stat.rpartition(b")")[2].split()
+    return None if state in (b"Z", b"X") else int(fields[18]) / _TICKS_PER_S
 
 
 def tail(path: Path, *, max_bytes: int = 4000) -> str:

@@ -16,6 +16,7 @@ from db.tasks import Lease
 from trainers import specs
 from workers import datasets, dispatch, gang, importing, leases, merge, nodes, previews, shutdown, train
 from workers.app import RING_TASK, app, database, settings
+from workers.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
 _RUNNERS = {
@@ -26,6 +27,7 @@ _RUNNERS = {
     "preview": previews.run,
 }
 _OF_JOBS = ("train", "merge")
+_wakefulness = Wakefulness()
 
 
 @app.task(name=RING_TASK)
@@ -39,7 +41,7 @@ def answer(queue: str) -> None:
 def _answer(db: Database, queue: str) -> None:
     facts = nodes.report(db, settings, trains=queue == "train")
     _recover(db)
-    recovery.reap(db, ttl_s=settings.lease_ttl_s)
+    reap(db, _wakefulness, ttl_s=settings.lease_ttl_s)
     if queue == "train" and gang.take_part(db, settings):
         dispatch.ring(queue)
         return
@@ -56,6 +58,12 @@ def _answer(db: Database, queue: str) -> None:
             _recover(db)  # if it broke
         logger.info("done with it")
     _ring_again(db, queue)
+
+
+def reap(db: Database, wakefulness: Wakefulness, *, ttl_s: float) -> None:
+    """Take expired leases away, unless this machine slept and their owners had no time yet to renew them."""
+    if wakefulness.has_lasted(ttl_s):
+        recovery.reap(db, ttl_s=ttl_s)
 
 
 def _recover(db: Database) -> None:

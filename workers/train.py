@@ -33,6 +33,8 @@ _FINAL_REASONS = {
     "cuda_oom": "cuda_out_of_memory",
     "cpu_oom": "out_of_memory",
     "disk_full": "disk_full",
+    # An attempt that refuses the newest whole checkpoint has written none: the next would take the same.
+    "bad_checkpoint": "bad_checkpoint",
 }
 
 _NO_MEMORY = ("cuda_oom", "cpu_oom")

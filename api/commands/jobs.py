@@ -127,6 +127,10 @@ def retry(
         suggested = (diagnosis.get("suggestion") or {}).get("changes") or {}
         if not suggested:
             raise typer.BadParameter("There is no suggestion for this job.", param_hint="--as-suggested")
+        others = [f"{path}={value}" for path, value in suggested.items() if ".hyperparameters." not in path]
+        if others:
+            message = f"The suggestion is {', '.join(others)}, which a retry cannot change: submit a new job."
+            raise typer.BadParameter(message, param_hint="--as-suggested")
         changes = {path.rpartition(".")[2]: value for path, value in suggested.items()} | changes
     job = client.post(locate("fine_tuning", "jobs", job_id, "retry"), hyperparameters=changes or None)
     _tell_made(client, job, follow=follow, as_json=as_json)

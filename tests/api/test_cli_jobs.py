@@ -190,6 +190,14 @@ def test_retry_as_suggested(peer: Peer) -> None:
     assert run("jobs", "retry", "ftjob-1", "--as-suggested").exit_code == 2
 
 
+def test_a_retry_cannot_change_the_resources(peer: Peer) -> None:
+    diagnosis = {"suggestion": {"text": "Fewer.", "changes": {"resources.nnodes": 1}}}
+    peer.answers("GET /v1/fine_tuning/jobs/ftjob-1", JOB | {"status": "failed", "diagnosis": diagnosis})
+    refused = run("jobs", "retry", "ftjob-1", "--as-suggested")
+    assert refused.exit_code == 2
+    assert "resources.nnodes=1" in refused.output
+
+
 # --- deployments and chat -----------------------------------------------------------------------------------
 
 

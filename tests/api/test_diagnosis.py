@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from api.diagnosis import diagnose
 from db import jobs, recovery, tasks
+from db.failures import Failure
+from db.models import Job
 from workers.train import finish
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -96,6 +99,76 @@ def test_what_is_suggested_can_be_asked_for(client, world, job):
     assert client.post(JOBS, json=body).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("exit_", "code", "attempts", "advice", "changes"),
+    [
+        (exit_of("cuda_oom"), "cuda_oom", 1, "4 rows at once", {"micro_batch_size": 4, "batch_size": 8}),
+        (exit_of("nan_loss"), "nan_loss", 1, "more slowly", {"learning_rate": 1e-4, "dtype": "bfloat16"}),
+        (exit_of("nccl_timeout"), "nccl_timeout", 3, "use one process", {"resources.nproc_per_node": 1}),
+        (exit_of("bad_data", line=17), "bad_row", 1, "Mend line 17", {}),
+        (exit_of("disk_full"), "disk_full", 1, "Free space", {"save_total_limit": 1}),
+        (exit_of("bad_checkpoint"), "bad_checkpoint", 1, "Submit the job anew", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_cause_comes_with_what_to_do_and_the_end_of_the_log(
+    client, world, exit_, code, attempts, advice, changes
+):
+    body = {"model": world.base_model(), "training_file": world.file(), "resources": {"nproc_per_node": 2}}
+    job = client.post(JOBS, json=body).json()["id"]
+    for attempt in range(1, attempts + 1):
+        log = "".join(f"{attempt}: line {n}\n" for n in range(1, 61))
+        end(world, job, exit_, resolved=RESOLVED | {"save_total_limit": 3}, log=log)
+    found = diagnosis_of(client, job)
+    assert (found["code"], found["attempts"]) == (code, attempts)
+    assert found["log_tail"] == [f"{attempts}: line {n}" for n in range(11, 61)]
+    assert advice in found["suggestion"]["text"]
+    paths = {name if "." in name else f"{PATH}.{name}": value for name, value in changes.items()}
+    assert found["suggestion"]["changes"] == paths
+    for path, value in paths.items():
+        put(body, path, value)
+    assert client.post(JOBS, json=body).status_code == 200
+
+
+def put(body: dict[str, Any], path: str, value: Any) -> None:
+    """Ask for `value` at `path` in the body of a job."""
+    *folders, name = path.split(".")
+    for folder in folders:
+        body = body.setdefault(folder, {"type": "supervised"} if folder == "method" else {})
+    body[name] = value
+
+
+@pytest.mark.parametrize(
+    ("code", "job", "changes"),
+    [
+        ("disk_full", {"resolved": {"save_total_limit": 1}}, {}),
+        ("nccl_timeout", {"resources": {"nproc_per_node": 1, "nnodes": 1}}, {}),
+        ("nccl_timeout", {"resources": {"nproc_per_node": 4, "nnodes": 2}}, {"resources.nnodes": 1}),
+    ],
+)
+def test_nothing_is_suggested_that_the_job_has_already(tmp_path, code, job, changes):
+    failed = Job(id="ftjob-1", method="supervised", error={"code": code, "message": "m"}, **job)
+    found = diagnose(failed, Failure(attempts=1, kind="train", outcome="failed"), runs_dir=tmp_path)
+    assert found is not None
+    assert found.suggestion is not None
+    assert found.suggestion.text
+    assert found.suggestion.changes == changes
+
+
+def test_the_logs_of_a_gangs_other_nodes_follow_that_of_the_first(client, world, job):
+    run_dir = Path(world.settings.runs_dir) / job / "1"
+    end(world, job, exit_of("cpu_oom"), log="the first\n")
+    for rank in (10, 2, 1):
+        (run_dir / f"log-{rank}.txt").write_text("".join(f"{rank}: line {n}\n" for n in range(1, 31)))
+    (run_dir / "log-old.txt").write_text("not a rank's\n")
+    of_others = [
+        line
+        for rank in (1, 2, 10)
+        for line in (f"log-{rank}.txt:", *(f"{rank}: line {n}" for n in range(21, 31)))
+    ]
+    assert diagnosis_of(client, job)["log_tail"] == ["the first", *of_others]
+
+
 def test_a_row_at_fault_is_named(client, world, job):
     end(world, job, exit_of("bad_data", line=17))
     found = diagnosis_of(client, job)
@@ -125,12 +198,11 @@ def test_data_that_no_row_is_to_blame_for(client, world, job):
     ("exit_", "code", "retryable"),
     [
         (exit_of("nccl_timeout"), "nccl_timeout", True),
-        (exit_of("bad_checkpoint"), "bad_checkpoint", False),
         (exit_of("error"), "trainer_error", False),
         (exit_of("killed", signal="SIGSEGV"), "trainer_killed", True),
         (None, "trainer_killed", True),
     ],
-    ids=["nccl_timeout", "bad_checkpoint", "error", "killed", "silent"],
+    ids=["nccl_timeout", "error", "killed", "silent"],
 )
 def test_what_is_not_the_users_fault_gets_three_attempts(client, world, job, exit_, code, retryable):
     for attempt in (1, 2, 3):

@@ -238,11 +238,29 @@ def test_the_row_at_fault_is_told_as_data(tmp_path: Path) -> None:
     assert (end["reason"], end["line"], end["position"]) == ("bad_data", 5, 1)
 
 
+# What torch raises where its own allocator, which has a class for it, was not the one that asked.
+OUT_OF_GPU_MEMORY = [
+    "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.28.9\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nFailed to CUDA malloc 6291456 bytes",
+    "NCCL error in: NCCLUtils.cpp:93, unhandled cuda error\nLast error:\nFailed to CUDA calloc async 608 B",
+    "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+]
+GPU_FAULT = "CUDA error: an illegal memory access was encountered"
+
+
 def test_exceptions_have_reasons(tmp_path: Path) -> None:
     import torch
 
     assert explain(torch.cuda.OutOfMemoryError("CUDA out of memory"), run_dir=tmp_path)[0] == "cuda_oom"
     assert explain(OSError(28, "No space left on device"), run_dir=tmp_path)[0] == "disk_full"
+    for message in OUT_OF_GPU_MEMORY:
+        assert explain(RuntimeError(message), run_dir=tmp_path)[0] == "cuda_oom", message
+    assert explain(RuntimeError(GPU_FAULT), run_dir=tmp_path)[0] == "error"
+    assert explain(torch.AcceleratorError(OUT_OF_GPU_MEMORY[0]), run_dir=tmp_path)[0] == "cuda_oom"
+    assert explain(ValueError("out of memory"), run_dir=tmp_path)[0] == "error"
     with pytest.raises(RuntimeError) as too_large:
         torch.empty(1 << 50)
     assert explain(too_large.value, run_dir=tmp_path)[0] == "cpu_oom"

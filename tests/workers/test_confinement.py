@@ -38,6 +38,7 @@ TRIES = """
         "move its own out": lambda: (own / "folder" / "moved").rename(other / "moved"),
         "make a folder beside its own": lambda: (own.parent / "beside").mkdir(),
         "signal the worker": lambda: os.kill(parent, 0),
+        "read the worker's environment": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
     }
     (own / "folder").mkdir()
     for name, attempt in tries.items():
@@ -58,6 +59,17 @@ ALLOWED = {
     "discard",
     "signal itself",
 }
+
+
+CAP_IPC_LOCK = 14
+_SETS = ("CapInh:", "CapPrm:", "CapEff:", "CapAmb:")
+
+
+def capabilities_in(status: str) -> set[int]:
+    """The numbers of all capabilities that a process has or could get, from its /proc/PID/status."""
+    sets = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(_SETS)]
+    assert len(sets) == 4
+    return {bit for bit in range(64) if any(held >> bit & 1 for held in sets)}
 
 
 @pytest.fixture
@@ -83,10 +95,17 @@ def test_a_child_changes_only_what_is_its_own(tmp_path: Path, marker: str) -> No
     argv = [sys.executable, "-c", textwrap.dedent(TRIES), str(other), str(os.getpid()), str(given)]
     lines = run(argv, own, marker, writable=(given,)).splitlines()
     could = {name for name, done in map(json.loads, lines) if done}
-    assert len(lines) == 18
+    assert len(lines) == 19
     assert could == ALLOWED
     assert (other / "kept").read_bytes() == b"kept"
     assert [path.name for path in other.iterdir()] == ["kept"]
+
+
+def test_a_child_of_root_has_no_rights_of_root_and_what_it_starts_gains_none(
+    tmp_path: Path, marker: str
+) -> None:
+    status = run(["sh", "-c", "cat /proc/self/status"], tmp_path, marker)
+    assert capabilities_in(status) <= {CAP_IPC_LOCK}
 
 
 def test_what_a_child_starts_is_held_too_and_leaves_no_temporary_file(tmp_path: Path, marker: str) -> None:
@@ -123,4 +142,5 @@ def test_every_process_of_a_job_and_its_engine_is_held(stack: Stack, chat_file: 
     for pid in pids:
         status = Path(f"/proc/{pid}/status").read_text()
         assert "NoNewPrivs:\t1" in status
+        assert capabilities_in(status) <= {CAP_IPC_LOCK}
     client.fine_tuning.jobs.cancel(job.id)

@@ -31,9 +31,12 @@ def test_the_signal_that_ended_a_rank_is_read_from_the_log_of_torchrun(
     assert read_exit(tmp_path) == {"reason": "killed", "message": message, "signal": name}
 
 
-def test_a_watchdog_that_aborts_the_process_is_a_timeout_of_the_collective(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log", ["log.txt", "log-1.txt"])
+def test_a_watchdog_that_aborts_the_process_is_a_timeout_of_the_collective(tmp_path: Path, log: str) -> None:
+    # What the first node of a gang says of another's end. The line of that one counts.
+    (tmp_path / "log.txt").write_text("failed (exitcode: -15) local_rank: 0 (pid: 6) of binary: python\n")
     # As torch 2.11 writes it, shortened.
-    (tmp_path / "log.txt").write_text(
+    (tmp_path / log).write_text(
         "[rank1]:[E ProcessGroupNCCL.cpp:688] [Rank 1] Watchdog caught collective operation timeout: "
         "WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 1800019 milliseconds before timing out.\n"
         "E torch/distributed/elastic: failed (exitcode: -6) local_rank: 1 (pid: 7) of binary: python\n"

@@ -27,10 +27,10 @@ def exit_of(reason: str) -> dict[str, Any]:
         ("cuda_oom", "failed", "cuda_out_of_memory"),
         ("cpu_oom", "failed", "out_of_memory"),
         ("disk_full", "failed", "disk_full"),
+        ("bad_checkpoint", "failed", "bad_checkpoint"),  # the next attempt would choose the same
         ("nccl_timeout", "queued", None),
         ("killed", "queued", None),
         ("error", "queued", None),
-        ("bad_checkpoint", "queued", None),
         ("stopped", "queued", None),  # by somebody else's SIGTERM
         (None, "queued", None),  # killed
     ],

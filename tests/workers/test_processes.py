@@ -7,7 +7,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -153,8 +153,59 @@ def test_children_inherit_an_allow_list_only(monkeypatch: pytest.MonkeyPatch) ->
     assert env["PATH"] == os.environ["PATH"]
 
 
-def test_a_recycled_pid_is_not_the_same_process() -> None:
-    pid, started_at = processes.identity()
+@pytest.fixture
+def child() -> Iterator[psutil.Process]:
+    """A process of ours that waits to be killed."""
+    popen = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    yield psutil.Process(popen.pid)
+    popen.communicate()
+
+
+@pytest.fixture
+def step_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the machine's wall clock, as psutil and whoever asks it see it: the boot's time moves along."""
+    booted_at = psutil.boot_time()
+
+    def step(by_s: float) -> None:
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted_at + by_s)
+
+    return step
+
+
+def test_a_recycled_pid_is_not_the_same_process(child: psutil.Process) -> None:
+    pid, started_at = processes.identity(child.pid)
+    assert pid == child.pid
     assert processes.is_alive(pid, started_at=started_at)
-    assert not processes.is_alive(pid, started_at=started_at - 100)
+    for other in (started_at - 100, started_at - 0.01, started_at + 0.01):
+        assert not processes.is_alive(pid, started_at=other)
     assert not processes.is_alive(2**22 - 1, started_at=started_at)
+
+
+@pytest.mark.parametrize("by_s", [2.0, -2.0, 86400.0])
+def test_a_process_lives_on_whatever_the_wall_clock_does(
+    child: psutil.Process, step_clock: Callable[[float], None], by_s: float
+) -> None:
+    of_child, own = processes.identity(child.pid), processes.identity()
+    step_clock(by_s)
+    assert processes.is_alive(of_child[0], started_at=of_child[1])
+    assert processes.is_alive(own[0], started_at=own[1])
+    assert processes.identity() == own, "a lease of its own must be known again"
+
+
+def test_a_process_that_ended_is_dead_also_before_it_is_reaped() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    pid, started_at = processes.identity(ended.pid)
+    ended.kill()
+    wait_until(lambda: not processes.is_alive(pid, started_at=started_at), within_s=5, what="a zombie")
+    ended.communicate()
+    assert not processes.is_alive(pid, started_at=started_at)
+
+
+def test_what_earlier_releases_stored_is_compared_by_the_wall_clock(
+    child: psutil.Process, step_clock: Callable[[float], None]
+) -> None:
+    stored = child.create_time()  # Unix seconds
+    assert processes.is_alive(child.pid, started_at=stored)
+    assert not processes.is_alive(child.pid, started_at=stored - 100)
+    step_clock(2.0)
+    assert processes.is_alive(child.pid, started_at=stored)
