@@ -54,6 +54,7 @@ def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
             marker=leases.marker(database, lease),
             heartbeat=heartbeat,
             log_path=scratch / "log.txt",
+            extra_env={"ARROW_DEFAULT_MEMORY_POOL": "system"},  # so that what it decodes can be limited
             wants_stop=lambda _: time.monotonic() > give_up_at,
         )
         if answer is None and not shutdown.requested():

@@ -36,7 +36,9 @@ def ask_trainer(module: str, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments, f"--report={report}"],
             # A folder named `trainers` in the working directory would be imported instead of ours.
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ
+            | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
+            | {"ARROW_DEFAULT_MEMORY_POOL": "system"},  # so that what it decodes can be limited
             capture_output=True,
             text=True,
             check=False,
