@@ -75,7 +75,8 @@ def _describe(session: Session, preview: Preview) -> dict[str, Any] | None:
         return None
     asked = preview.request["asked"]
     layout = asked["layout"] | {"max_unpacked_bytes": WorkerSettings().unpacked_limit_bytes()}
-    return {"model_dir": str(model.path), "file": str(path), **asked, "layout": layout}
+    known = {"model_dir": str(model.path), "file": str(path), "sha256": preview.sha256}
+    return {**known, **asked, "layout": layout}
 
 
 def _forget(session: Session, lease: Lease) -> None:
