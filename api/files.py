@@ -1,17 +1,13 @@
 """/v1/files: uploads for training and other purposes."""
 
-import base64
 import dataclasses
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
-from api import digests, intake, multipart, reading, render
+from api import content, digests, intake, multipart, reading, render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, SettingsDep
 from api.errors import ApiError, hint
@@ -30,7 +26,6 @@ PURPOSES = get_args(Purpose)
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("purpose", _ANCHOR, _SECONDS, *reading.FIELDS)
 _REPORT_RETRY_S = "2"
-_BASE64_CHUNK_BYTES = 3 * 256 * 1024  # of whole threes, so that no padding comes in the middle
 _FORM_FIELDS: dict[str, Any] = {
     "purpose": {"type": "string", "enum": list(PURPOSES)},
     _ANCHOR: {"type": "string", "enum": ["created_at"]},
@@ -238,6 +233,7 @@ def delete_file(file_id: str, caller: CallerDep, database: DatabaseDep, settings
 )
 def retrieve_content(
     file_id: str,
+    request: Request,
     caller: CallerDep,
     database: DatabaseDep,
     settings: SettingsDep,
@@ -246,7 +242,7 @@ def retrieve_content(
         Query(description="`base64`: as text, which is how OpenAI sends result files."),
     ] = None,
 ) -> Response:
-    """The bytes of a file."""
+    """The bytes of a file. Where they have changed on the disk, the answer is an error or breaks off."""
     with database.read() as session:
         file = files.get(session, file_id, org_id=caller.org_id)
     if not file.sha256:
@@ -254,12 +250,6 @@ def retrieve_content(
     path = blobs.path_of(settings.blobs_dir, caller.org_id, file.sha256)
     blobs.check_size(path, size_bytes=file.bytes)
     if encoding == "base64":
-        return StreamingResponse(_read_base64(path), media_type="text/plain")
-    headers = {digests.HEADER: digests.write(file.sha256)}
-    return FileResponse(path, media_type="application/octet-stream", filename=file.filename, headers=headers)
-
-
-def _read_base64(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as source:
-        while chunk := source.read(_BASE64_CHUNK_BYTES):
-            yield base64.b64encode(chunk)
+        return content.answer_base64(path, sha256=file.sha256)
+    is_range = "range" in request.headers
+    return content.answer(path, sha256=file.sha256, filename=file.filename, is_range=is_range)

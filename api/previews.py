@@ -163,6 +163,6 @@ async def _answer(
         raise ApiError(503, "preview_pending", message, headers={"retry-after": str(_RETRY_AFTER_S)})
     error = preview.answer.get("error")
     if error is not None:
-        status = 500 if error["code"] == previews.FAILED_CODE else 400
+        status = 500 if error["code"] in previews.OUR_FAULTS else 400
         raise ApiError(status, error["code"], error["message"], param=error["param"], headers=NEVER_RETRY)
     return preview.answer | {"file_id": question.file_id, "model": question.asked.model}

@@ -93,6 +93,21 @@ def read_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+def read_as_stored(path: Path, *, sha256: str, chunk_bytes: int = _READ_BYTES) -> Iterator[bytes]:
+    """The bytes of a blob; the last chunk only if all have the digest. Raises `Corrupt`."""
+    digest = hashlib.sha256()
+    held = None
+    with path.open("rb") as source:
+        while chunk := source.read(chunk_bytes):
+            if held is not None:
+                yield held
+            digest.update(chunk)
+            held = chunk
+    if held is None or digest.hexdigest() != sha256:
+        raise Corrupt(describe_change(sha256))
+    yield held
+
+
 def check_size(path: Path, *, size_bytes: int) -> None:
     """Whether a blob is there, and as long as it was. Raises `Corrupt`."""
     if not path.is_file() or path.stat().st_size != size_bytes:

@@ -19,6 +19,7 @@ KEPT_S = 24 * 3600.0
 FAILED_KEPT_S = 60.0  # then it is tried again
 _VERSION = 1  # raise it when the same question would be answered otherwise
 FAILED_CODE = "preview_failed"
+OUR_FAULTS = (FAILED_CODE, "content_corrupt")
 _FAILED = {
     "code": FAILED_CODE,
     "message": "The file could not be looked at: the worker broke on every attempt.",
@@ -79,17 +80,21 @@ def answered(session: Session, ids: Collection[str]) -> set[str]:
     return set(session.scalars(select(Preview.id).where(Preview.id.in_(ids), Preview.answer.is_not(None))))
 
 
-def record(session: Session, preview_id: str, answer: dict[str, Any], *, kept_s: float = KEPT_S) -> None:
-    """Store an answer; it is passed over where the question is forgotten."""
+def record(session: Session, preview_id: str, answer: dict[str, Any]) -> None:
+    """Store an answer; it is passed over where the question is forgotten.
+
+    One that is our fault is kept for a minute only: then it may be mended.
+    """
+    is_ours = (answer.get("error") or {}).get("code") in OUR_FAULTS
     preview = session.get(Preview, preview_id, with_for_update=True, populate_existing=True)
     if preview is not None:
-        preview.answer, preview.expires_at = answer, clock(session) + kept_s
+        preview.answer, preview.expires_at = answer, clock(session) + (FAILED_KEPT_S if is_ours else KEPT_S)
         session.flush()
 
 
 def fail(session: Session, preview_id: str) -> None:
     """No worker could answer; whoever asks in the next minute is told so."""
-    record(session, preview_id, {"error": _FAILED}, kept_s=FAILED_KEPT_S)
+    record(session, preview_id, {"error": _FAILED})
 
 
 def forget(session: Session, preview_id: str) -> None:

@@ -17,14 +17,13 @@ from typing import Any, BinaryIO, cast
 
 from trainers.faults import RowFault, Unreadable
 from trainers.layouts import Layout
+from trainers.parquet_rows import read_table
 
 MAX_LINE_BYTES = 16 << 20  # of a line, an element of an array, or a record of a table
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 18
-_BATCH_ROWS = 64
 # A whole string, or what opens, parts and closes values; a lone quote is a string that goes on.
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
-_DICTIONARIES = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as surrogateescape decodes it
 
 
@@ -292,57 +291,5 @@ def _read_parquet(path: Path, layout: Layout) -> Iterator[tuple[int, Record]]:
         if layout.gzip:  # its directory is at its end, which a stream cannot begin with
             shutil.copyfileobj(_Unpacked(packed, layout), unpacked, _CHUNK_BYTES)
             unpacked.seek(0)
-        yield from _read_batches(unpacked if layout.gzip else packed, limit_bytes=layout.max_unpacked_bytes)
-
-
-def _stored_once(groups: list[Any]) -> list[str]:
-    """The columns whose texts may be stored once for many rows, and so can stay one in memory.
-
-    Arrow can do so neither within lists nor beside some encodings.
-    """
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    texts = {c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY"}
-    other = {c.path_in_schema for c in chunks if not _DICTIONARIES.issuperset(c.encodings)}
-    return sorted(path for path in texts - other if "." not in path)
-
-
-def _count_chars(value: Any) -> int:
-    """Of all texts in a value."""
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_count_chars, value.values()))
-    return sum(map(_count_chars, value)) if isinstance(value, list) else 0
-
-
-def _read_batches(file: Any, *, limit_bytes: int) -> Iterator[tuple[int, Record]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    row, left = 0, limit_bytes
-    try:
-        found = parquet.read_metadata(file)
-        groups = [found.row_group(i) for i in range(found.num_row_groups)]
-        table = parquet.ParquetFile(
-            file, metadata=found, pre_buffer=False, read_dictionary=_stored_once(groups)
-        )
-        if sum(group.total_byte_size for group in groups) > limit_bytes:
-            message = f"unpacked, the file has more than the {limit_bytes} bytes allowed"
-            raise Unreadable("too_large", message, line=1)
-        for batch in table.iter_batches(_BATCH_ROWS, use_threads=False):
-            for i in range(batch.num_rows):
-                row += 1
-                record = batch.slice(i, 1).to_pylist()[0]
-                size = _count_chars(record)
-                left -= size
-                if left < 0:  # what the file says of its size need not be so
-                    message = f"unpacked, the file has more than the {limit_bytes} bytes allowed"
-                    raise Unreadable("too_large", message, line=row)
-                long = RowFault("too_long", f"the row is longer than {MAX_LINE_BYTES >> 20} MiB")
-                yield row, long if size > MAX_LINE_BYTES else record
-    except Unreadable:
-        raise
-    # Whatever arrow stumbles over is in the file: what it raises has no class in common.
-    except (pyarrow.ArrowException, ArithmeticError, LookupError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Unreadable("unreadable", f"the file is not whole Parquet: {first}", line=row + 1) from None
+        source = unpacked if layout.gzip else packed
+        yield from read_table(source, limit_bytes=layout.max_unpacked_bytes, max_row_bytes=MAX_LINE_BYTES)

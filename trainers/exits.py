@@ -44,6 +44,10 @@ class DataError(ValueError):
         self.line, self.position = line, position
 
 
+class ChangedBytes(DataError):
+    """A file is not what was uploaded: the disk has changed it, or somebody has."""
+
+
 class NanLoss(ArithmeticError):
     """The loss stopped being a number; the weights of the last checkpoint are still good."""
 

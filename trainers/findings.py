@@ -63,9 +63,14 @@ class Findings:
         if self.reasons[error.code] <= N_FIRST:
             self.errors.append(error)
 
+    @property
+    def n_lines(self) -> int:
+        """Of a part of a file every line is a row or blank."""
+        return self.n_rows + self.blank_lines
+
     def append(self, later: "Findings") -> None:
         """Join what was found in the part of a file that comes after this one."""
-        n_lines = self.n_rows + self.blank_lines  # of a part of a file every line is one of the two
+        n_lines = self.n_lines
         for error in later.errors:
             self.add_error(replace(error, line=error.line + n_lines))
         for which, line in later.noticed:

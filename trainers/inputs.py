@@ -8,7 +8,7 @@ from typing import Any
 
 from trainers.artifacts import digest_file
 from trainers.events import Events
-from trainers.exits import DataError
+from trainers.exits import ChangedBytes, DataError
 from trainers.row_formats import AnyRow
 from trainers.rows import RowError, Rows, count_rows
 from trainers.specs import Layout, RunSpec
@@ -79,14 +79,22 @@ class InputFile:
         message = f"{self.locate(row.line)}: {row.message}"
         return DataError(message, line=row.line, position=self.position)
 
-    def name_facts(self) -> dict[str, Any]:
-        """What decides which rows are read: a part of the name of what is made of them. Raises DataError."""
+    def digest(self) -> str:
+        """The sha256 of its bytes. Raises ChangedBytes where it is not what it should be."""
         content = digest_file(self.path)
         if self.sha256 and content != self.sha256:
-            raise DataError(
+            raise ChangedBytes(
                 f"the stored bytes of {self.path.name} have changed on the disk since they were uploaded: "
                 "upload the file again"
             )
+        return content
+
+    def name_facts(self) -> dict[str, Any]:
+        """What decides which rows are read: a part of the name of what is made of them.
+
+        Raises ChangedBytes.
+        """
+        content = self.digest()
         part = self.part and [self.part.is_held_out, sorted(self.part.held_out)]
         return {
             "content": content,

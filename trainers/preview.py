@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from trainers.artifacts import write_json
 from trainers.events import Events
 from trainers.examples import Encoder, Example
-from trainers.exits import DataError
+from trainers.exits import ChangedBytes, DataError
 from trainers.prepare import check_kind, make_encoder
 from trainers.row_formats import AnyRow
 from trainers.rows import RowError, Rows
@@ -36,6 +36,7 @@ class Request(Strict):
 
     model_dir: Path
     file: Path
+    sha256: str = ""  # what the file must have, where somebody has said
     layout: Layout = Layout()
     method: str = "supervised"
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
@@ -102,7 +103,9 @@ def open_sight(request: Request, *, cache_dir: Path) -> Sight:
         train_layout=request.layout,
         cache_dir=cache_dir.absolute(),
     )
-    source = InputFile(spec.train_file, spec.train_layout)
+    source = InputFile(spec.train_file, spec.train_layout, sha256=request.sha256)
+    if request.sha256:
+        source.digest()
     try:
         tokenizer = obtain_tokenizer([source], spec=spec, events=Events(None))
     except OSError as error:
@@ -254,6 +257,8 @@ def answer(look: Callable[[Sight], Report], arguments: list[str] | None, *, prog
         report = {"error": {"code": error.code, "message": error.message, "param": error.param}}
     except ValidationError as error:
         report = {"error": {"code": "invalid_value", "message": str(error), "param": None}}
+    except ChangedBytes as error:
+        report = {"error": {"code": "content_corrupt", "message": str(error), "param": None}}
     except DataError as error:
         report = {"error": {"code": "invalid_value", "message": str(error), "param": None}}
     write_json(options.report, report)

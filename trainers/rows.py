@@ -90,7 +90,8 @@ class Rows:
         check: PlainCheck | None = None
         for block in self._read_blocks():
             first, records = block.first, block.records
-            if check and first + len(records) <= MAX_ROWS and check.takes_all(records, data=block.data):
+            fits = not is_too_many(self._n_read + len(records))
+            if check and fits and check.takes_all(records, data=block.data):
                 wanted = take_plain(records, first)
                 self.n_rows += len(records) - len(wanted)
                 for i in wanted:
@@ -98,7 +99,8 @@ class Rows:
                 continue
             for line, record in enumerate(records, first):
                 check = check or self._make_plain_check()
-                if check and line <= MAX_ROWS and isinstance(record, bytes) and check.takes(record):
+                fits = not is_too_many(self._n_read + 1)
+                if check and fits and isinstance(record, bytes) and check.takes(record):
                     if not take_plain([record], line):
                         self.n_rows += 1
                         continue
@@ -111,8 +113,9 @@ class Rows:
 
     def _take(self, line: int, record: Record) -> Iterator[AnyRow | RowError]:
         """The row or what is wrong with it; nothing of a blank line."""
-        if line > MAX_ROWS:
-            raise Unreadable("too_large", f"the file has more than {MAX_ROWS} lines", line=line)
+        if is_too_many(self._n_read + 1):
+            message = f"the file has more than {MAX_ROWS} rows and blank lines"
+            raise Unreadable("too_large", message, line=line)
         if isinstance(record, bytes) and (not record or record.isspace()):
             self.blank_lines += 1
             return
@@ -122,6 +125,11 @@ class Rows:
             yield self._read(record, line=line)
         except ValueError as error:
             yield RowError(line, _shorten(str(error)), reason_of(error))
+
+    @property
+    def _n_read(self) -> int:
+        """Rows and blank lines so far: elements of an array may all be on one line."""
+        return self.n_rows + self.blank_lines
 
     @property
     def kind(self) -> RowKind | None:
@@ -179,6 +187,11 @@ class Rows:
             looks, wanted = FORMATS[name].looks, FORMATS[self.format].looks
             raise RowFault("mixed_format", f"this row is {looks}, but the rows before it are {wanted}")
         return name
+
+
+def is_too_many(n_lines: int) -> bool:
+    """Whether a file may not have so many rows and blank lines."""
+    return n_lines > MAX_ROWS
 
 
 def count_rows(path: Path, layout: Layout) -> int:

@@ -23,7 +23,8 @@ from trainers.containers import Span, split_file
 from trainers.faults import Unreadable
 from trainers.findings import Findings
 from trainers.layouts import Layout
-from trainers.rows import RowError, Rows
+from trainers.parquet_rows import BOUNDED_ENV
+from trainers.rows import RowError, Rows, is_too_many
 
 _SPAWN = get_context("spawn")
 _PART_BYTES = 64 << 20  # at least: a process costs more than it saves on less
@@ -71,6 +72,7 @@ def check_apart(path: Path, layout: Layout) -> dict[str, Any]:
 
 def _send_report(path: Path, layout: Layout, sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # which would hold the file's rows
+    os.environ.update(BOUNDED_ENV)
     sender.send(check_file(path, layout))
 
 
@@ -90,10 +92,13 @@ def _check_side_by_side(path: Path, layout: Layout, spans: list[Span]) -> dict[s
         later = [pool.submit(look, span) for span in spans[1:]]
         digest = pool.submit(digest_file, path)  # by the first that has nothing else to do
         found = look(spans[0])
-        for part in later:
-            found.append(part.result())
-        if not found.n_rows:  # what is said of it is then said of the file as a whole
-            found = Findings().collect(Rows(path, layout))
+        parts = [part.result() for part in later]
+        n_lines = found.n_lines + sum(part.n_lines for part in parts)
+        if is_too_many(n_lines) or not any(part.n_rows for part in (found, *parts)):
+            found = Findings().collect(Rows(path, layout))  # which is told of the file as a whole
+        else:
+            for part in parts:
+                found.append(part)
         return _report(found, layout) | {"sha256": digest.result()}
 
 

@@ -54,6 +54,7 @@ def _run(database: Database, lease: Lease, settings: WorkerSettings) -> None:
             marker=leases.marker(database, lease),
             heartbeat=heartbeat,
             log_path=scratch / "log.txt",
+            extra_env={"ARROW_DEFAULT_MEMORY_POOL": "system"},  # so that what it decodes can be limited
             wants_stop=lambda _: time.monotonic() > give_up_at,
         )
         if answer is None and not shutdown.requested():
@@ -74,7 +75,8 @@ def _describe(session: Session, preview: Preview) -> dict[str, Any] | None:
         return None
     asked = preview.request["asked"]
     layout = asked["layout"] | {"max_unpacked_bytes": WorkerSettings().unpacked_limit_bytes()}
-    return {"model_dir": str(model.path), "file": str(path), **asked, "layout": layout}
+    known = {"model_dir": str(model.path), "file": str(path), "sha256": preview.sha256}
+    return {**known, **asked, "layout": layout}
 
 
 def _forget(session: Session, lease: Lease) -> None:

@@ -1,7 +1,6 @@
 """`residency data preview`: what a model will see in a file, on this machine or on the server."""
 
 import json
-import tempfile
 import time
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.text import Text
 from api.client import ClientError, Refused, connect, locate
 from api.commands.files import Columns, RowFormat
 from api.commands.output import AsJson, errors, out, plain, print_json, print_table, strip_controls
-from api.commands.trainer import ask_trainer, describe_layout
+from api.commands.trainer import describe_layout, look_with_model
 
 _TRAINED_STYLE = "bold green"
 _OPEN, _CLOSE = "⟦", "⟧"  # around what is trained, for those who see no colours
@@ -54,9 +53,9 @@ def preview(
     given = {name: value for name, value in shaping.items() if value is not None}
     if Path(source).is_file():
         layout = describe_layout(Path(source), format=format, column=column)
-        found = _look_here(
-            Path(source), layout=layout, model=model, method=method, rows=row, hyperparameters=given
-        )
+        request = {"layout": layout, "method": method, "rows": row, "hyperparameters": given}
+        with errors.status("Looking"):
+            found = look_with_model("trainers.preview", Path(source), model=model, **request)
     elif format or column:
         raise ClientError("How the rows of an uploaded file are to be read was said when it was uploaded.")
     else:
@@ -68,37 +67,6 @@ def preview(
         errors.print(plain(note), style="yellow")
     for shown in found["rows"]:
         _print_row(shown, list_tokens=tokens)
-
-
-def _look_here(
-    path: Path,
-    *,
-    layout: dict[str, Any],
-    model: str,
-    method: str,
-    rows: list[int] | None,
-    hyperparameters: dict[str, Any],
-) -> dict[str, Any]:
-    if not Path(model).is_dir():
-        raise ClientError(
-            f"{path} is a file of this machine, and --model is no model folder of it: {model}. "
-            "To look with a model of the server, upload the file and give its id."
-        )
-    request = {
-        "model_dir": str(Path(model).absolute()),
-        "file": str(path.absolute()),
-        "layout": layout,
-        "method": method,
-        "hyperparameters": hyperparameters,
-        "rows": rows,
-    }
-    with tempfile.TemporaryDirectory(prefix="residency-") as folder, errors.status("Looking"):
-        asked = Path(folder, "request.json")
-        asked.write_text(json.dumps(request))
-        found = ask_trainer("trainers.preview", str(asked))
-    if "error" in found:
-        raise ClientError(found["error"]["message"])
-    return found
 
 
 def _ask_server(file_id: str, **query: Any) -> dict[str, Any]:

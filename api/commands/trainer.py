@@ -36,7 +36,9 @@ def ask_trainer(module: str, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments, f"--report={report}"],
             # A folder named `trainers` in the working directory would be imported instead of ours.
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ
+            | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
+            | {"ARROW_DEFAULT_MEMORY_POOL": "system"},  # so that what it decodes can be limited
             capture_output=True,
             text=True,
             check=False,
@@ -45,3 +47,23 @@ def ask_trainer(module: str, *arguments: str) -> dict[str, Any]:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
             raise ClientError(f"The file could not be looked at: {last[0]}")
         return json.loads(report.read_bytes())
+
+
+def look_with_model(module: str, path: Path, *, model: str, **asked: Any) -> dict[str, Any]:
+    """What a model folder of this machine makes of a file, as `trainers.preview` is asked.
+
+    Raises ClientError.
+    """
+    if not Path(model).is_dir():
+        raise ClientError(
+            f"{path} is a file of this machine, and --model is no model folder of it: {model}. "
+            "To look with a model of the server, upload the file and give its id."
+        )
+    request = {"model_dir": str(Path(model).absolute()), "file": str(path.absolute()), **asked}
+    with tempfile.TemporaryDirectory(prefix="residency-") as folder:
+        written = Path(folder, "request.json")
+        written.write_text(json.dumps(request))
+        found = ask_trainer(module, str(written))
+    if "error" in found:
+        raise ClientError(found["error"]["message"])
+    return found

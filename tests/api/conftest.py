@@ -84,10 +84,11 @@ class World:
         purpose: str = "fine-tune",
         org_id: str = ORG,
         kind: str = "conversation",
+        content: bytes = ROWS,
     ) -> str:
         """An uploaded file; `kind` is what its check found."""
         with BlobWriter(self.settings.blobs_dir, org_id) as writer:
-            writer.write(ROWS)
+            writer.write(content)
             writer.sync()
             with self.database.write() as session:
                 file = files.create(session, writer, org_id=org_id, filename="rows.jsonl", purpose=purpose)

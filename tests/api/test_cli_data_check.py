@@ -59,7 +59,7 @@ def test_a_file_that_its_reader_crashes_on_is_refused(tmp_path: Path) -> None:
     assert "The file could not be read to its end." in result.stdout
 
 
-def test_the_raw_report_is_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_raw_report_can_be_had_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a folder that has a package of the same name."""
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "__init__.py").touch()
@@ -99,3 +99,38 @@ def test_what_cannot_be_checked_says_why(tmp_path: Path, name: str, arguments: l
     result = run("data", "check", str(path), *arguments)
     assert result.exit_code == 1
     assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--method", "dpo"], "need a --model"),
+        (["--max-length", "64"], "need a --model"),
+        (["--model", "org/m"], "no model folder"),
+    ],
+)
+def test_tokens_need_a_model_of_this_machine(tmp_path: Path, arguments: list[str], part: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD)
+    result = run("data", "check", str(path), *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert part in result.stderr
+
+
+@pytest.mark.long
+def test_tokens_are_counted_by_a_model(tiny_model: Path, tmp_path: Path) -> None:
+    """That they are those of the server is shown in tests/contracts."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD + json.dumps({"prompt": "Is it?", "completion": "Yes. " * 90}) + "\n")
+    arguments = ["data", "check", str(path), "--model", str(tiny_model), "--max-length", "64"]
+    told = run(*arguments)
+    assert told.exit_code == 0, told.stderr
+    shown = [" ".join(line.split()) for line in told.stdout.splitlines()]
+    assert "cut 1 (50.0%)" in shown
+    assert "up to 64 1" in shown
+    tokens = json.loads(run(*arguments, "--json").stdout)["tokens"]
+    assert (tokens["examples"], tokens["truncated"], tokens["method"]) == (2, 1, "supervised")
+    assert f"tokens {tokens['tokens']} of 2 examples" in shown
+    refused = run(*arguments, "--method", "telepathy")
+    assert refused.exit_code == 1
+    assert "telepathy" in refused.stderr

@@ -3,6 +3,7 @@
 import hashlib
 import socket
 import time
+from collections import deque
 
 import httpx
 import pytest
@@ -257,3 +258,43 @@ def test_content_that_is_not_all_there_says_so(client, world, settings, damage):
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_corrupt")
         assert path.name in answer.json()["error"]["message"]
         assert str(settings.home_dir) not in answer.text
+
+
+@pytest.mark.parametrize("query", ["", "?encoding=base64"])
+@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-9"}])
+def test_content_of_which_a_byte_has_changed_is_not_sent(client, world, settings, query, headers):
+    """It has the length that it had (G20)."""
+    file_id = world.file()
+    (path,) = leftovers(settings)
+    flip_a_byte(path)
+    answer = client.get(f"/v1/files/{file_id}/content{query}", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_corrupt")
+    assert "repr-digest" not in answer.headers
+
+
+@pytest.mark.parametrize("query", ["", "?encoding=base64"])
+def test_long_content_of_which_a_byte_has_changed_is_never_whole(server, world, settings, query):
+    """It is under way before that is known: the client sees that the end is missing."""
+    file_id = world.file(purpose="batch", content=bytes(range(256)) * (1 << 14))
+    url, auth = f"{server}/v1/files/{file_id}/content{query}", {"authorization": f"Bearer {world.user}"}
+    whole = httpx.get(url, headers=auth, trust_env=False).content
+    (path,) = leftovers(settings)
+    flip_a_byte(path)
+    received: list[bytes] = []
+    with httpx.stream("GET", url, headers=auth, trust_env=False) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            deque(map(received.append, answer.iter_raw()))
+    assert 0 < len(b"".join(received)) < len(whole)
+
+
+def test_a_range_of_content_is_sent(client):
+    file_id = upload(client, bytes(range(256)) * 700, purpose="batch").json()["id"]
+    answer = client.get(f"/v1/files/{file_id}/content", headers={"range": "bytes=250-259"})
+    assert (answer.status_code, answer.content) == (206, bytes([*range(250, 256), *range(4)]))
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

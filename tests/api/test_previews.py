@@ -191,6 +191,14 @@ def test_what_a_worker_finds_wrong_is_the_users(client, world, model):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "row")
 
 
+def test_bytes_that_have_changed_are_our_fault(client, world, model):
+    path, params = f"/v1/files/{world.file()}/tokens", {"model": model, "wait": 0}
+    client.get(path, params=params)
+    answer_one(world, {"error": {"code": "content_corrupt", "message": "They have.", "param": None}})
+    answer = client.get(path, params=params)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_corrupt")
+
+
 def test_a_worker_that_breaks_is_our_fault_and_is_tried_again_later(client, world, model):
     path, params = f"/v1/files/{world.file()}/preview", {"model": model, "wait": 0}
     client.get(path, params=params)

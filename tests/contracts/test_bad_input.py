@@ -7,10 +7,15 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.api.cli_peer import run
 from tests.stack import Stack, wait_for
 
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 GOOD = json.dumps(CHAT).encode() + b"\n"
+COLUMNS = {
+    "format": "prompt_completion",
+    "column_map": '{"prompt": "Frage", "completion": "Antwort"}',
+}
 LONG = {"messages": [{"role": "user", "content": "long " * 200}, {"role": "assistant", "content": "b"}]}
 
 
@@ -143,11 +148,7 @@ def test_bodies_that_are_no_requests(http, stack):
 
 def test_what_may_be_wrong_is_reported_by_its_line(http):
     table = gzip.compress(b"Frage,Antwort\n" + b"Q,A\n" * 8 + b"Q,\nQ,A,B\n")
-    said = {
-        "name": "rows.csv.gz",
-        "format": "prompt_completion",
-        "column_map": '{"prompt": "Frage", "completion": "Antwort"}',
-    }
+    said = {"name": "rows.csv.gz"} | COLUMNS
     refused = check(http, upload(http, table, **said))
     assert refused["status"] == "error"
     assert refused["status_details"] == "Line 10: 'completion' is empty (1 more lines have errors)"
@@ -159,6 +160,53 @@ def test_what_may_be_wrong_is_reported_by_its_line(http):
         (11, "columns"),
     ]
     assert (report["rows_used"], report["duplicates"]["count"]) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.jsonl", GOOD * 5 + json.dumps(LONG).encode() + b'\n\n{"mesages": []}\n', {}),
+        (
+            "rows.csv.gz",
+            gzip.compress(b"Frage,Antwort\nQ,A\nQ,\nQ,B\n"),
+            COLUMNS | {"max_invalid_fraction": "0.4"},
+        ),
+        ("rows.parquet", b"PAR1", {}),
+    ],
+)
+def test_a_file_is_checked_on_ones_own_machine_as_on_the_server(http, tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    file = check(http, upload(http, content, name=name, **said))
+    report = http.get(f"/files/{file['id']}/report").json()
+    columns = json.loads(said.get("column_map", "{}")).items()
+    options = [f"--column={key}={column}" for key, column in columns]
+    options += [
+        f"--{key.replace('_', '-')}={said[key]}" for key in ("format", "max_invalid_fraction") if key in said
+    ]
+    local = run("data", "check", str(path), *options, "--json")
+    assert local.exit_code == (0 if file["status"] == "processed" else 1), local.stderr
+    found = json.loads(local.stdout)
+    assert found.pop("sha256") == file["sha256"]
+    assert (report.pop("object"), report.pop("file_id")) == ("file.report", file["id"])
+    assert found == report
+
+
+def test_tokens_are_counted_on_ones_own_machine_as_on_the_server(http, tiny_model, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD * 5 + json.dumps(LONG).encode() + b"\n")
+    file = check(http, upload(http, path.read_bytes()))
+    asked = {"model": "tiny", "max_length": 64, "wait": 60}
+    counted = http.get(f"/files/{file['id']}/tokens", params=asked).json()
+    local = run("data", "check", str(path), f"--model={tiny_model}", "--max-length=64", "--json")
+    assert local.exit_code == 0, local.stderr
+    assert (counted.pop("file_id"), counted.pop("model"), counted.pop("object")) == (
+        file["id"],
+        "tiny",
+        "file.tokens",
+    )
+    assert json.loads(local.stdout)["tokens"] == counted
+    assert (counted["examples"], counted["truncated"]) == (6, 1)
 
 
 def test_nothing_left_to_learn_after_truncation_fails_the_job_and_says_so(http):

@@ -4,8 +4,6 @@ import csv
 import gzip
 import json
 import random
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from io import BytesIO, StringIO
@@ -16,15 +14,18 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from tests.trainers.measuring import measure, run_limited
 from trainers.containers import MAX_LINE_BYTES, read_records
 from trainers.layouts import CONTAINERS, Layout
+from trainers.parquet_rows import BOUNDED_ENV, DECODING_BYTES
 from trainers.row_formats import AnyRow, Document, Pair, Prompt, Row
 from trainers.rows import RowError, Rows, count_rows
 
 GOOD = {"instruction": "Sum, please", "input": "1\n2", "output": 'It is "3"'}
 OTHER = {"instruction": "Was heißt das?", "input": "", "output": "数据"}
 ROWS = [GOOD, OTHER]
-MEMORY_BYTES = 320 << 20
+MEMORY_BYTES = 160 << 20
+PARQUET_MEMORY_BYTES = 768 << 20
 
 
 def as_table(rows: list[dict], delimiter: str) -> bytes:
@@ -211,21 +212,94 @@ def test_parquet_of_several_row_groups_gives_each_row_as_it_was_written(tmp_path
     assert [row for _, row in read_records(path, Layout("parquet"))] == rows
 
 
-def test_a_text_that_parquet_stores_once_for_many_rows_is_held_once(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    once = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200, pyarrow.int32()), ["x" * (8 << 20)])
-    parquet.write_table(pyarrow.table({"text": once}), path, compression="zstd", store_schema=False)
-    code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom pyarrow import parquet\n"
-        "from trainers.rows import Rows\nfrom trainers.specs import Layout\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
-        "before = peak()\n"
-        "print(sum(1 for _ in Rows(Path(sys.argv[1]), Layout('parquet'))), peak() - before)\n"
+def write_column(path: Path, texts: Any, **written: Any) -> Path:
+    parquet.write_table(
+        pyarrow.table({"text": texts}), path, compression="zstd", store_schema=False, **written
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    rows, growth_mib = map(int, done.stdout.split())
-    assert rows == 200
-    assert growth_mib < 200
+    return path
+
+
+def stored_once(text: str, times: int) -> Any:
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * times, pyarrow.int32()), [text])
+
+
+PLAIN = {"use_dictionary": False}
+DELTA = {**PLAIN, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+READ = """
+from trainers.rows import RowError, Rows
+from trainers.specs import Layout
+import pyarrow.parquet
+"""
+COUNT = "print(sum(not isinstance(row, RowError) for row in Rows(Path(sys.argv[1]), Layout('parquet'))))"
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "written", "limit_mib"),
+    [(200, {}, 200), (64, {}, 200), (64, DELTA, 200), (64, PLAIN, 560)],  # Arrow has one page for the last
+    ids=["stored once", "also", "as differences", "each"],
+)
+def test_long_rows_of_parquet_are_read_a_few_at_a_time(tmp_path, n_rows: int, written: Any, limit_mib: int):
+    """Of 4 MiB each; they take almost no room on the disk."""
+    text = "x" * (4 << 20)
+    path = write_column(
+        tmp_path / "a.parquet", [text] * n_rows if written else stored_once(text, n_rows), **written
+    )
+    assert path.stat().st_size < 40_000
+    (n_read,), growth = measure(READ, COUNT, str(path))
+    assert int(n_read) == n_rows
+    assert growth < limit_mib << 20
+
+
+def test_a_long_row_group_of_parquet_is_read_piece_by_piece(tmp_path: Path) -> None:
+    """200 MB that cannot be packed, all different."""
+    chance = random.Random(1)
+    path = write_column(
+        tmp_path / "a.parquet", [chance.randbytes(1000).hex() for _ in range(100_000)], **PLAIN
+    )
+    assert parquet.read_metadata(path).num_row_groups == 1
+    (n_read,), growth = measure(READ, COUNT, str(path))
+    assert int(n_read) == 100_000
+    assert growth < 64 << 20
+
+
+def lists_of(text: str, times: int) -> Any:
+    """One row, whose list has the text so many times."""
+    return pyarrow.ListArray.from_arrays(pyarrow.array([0, times], pyarrow.int32()), stored_once(text, times))
+
+
+CELL_BYTES = 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("make", "written", "rows", "errors"),
+    [
+        (lambda: ["x" * (4 << 20)] * 64, PLAIN, 64, []),
+        (lambda: ["x" * CELL_BYTES], {}, 1, [(1, "too_long")]),
+        (lambda: ["a", "x" * CELL_BYTES, "b"], {"row_group_size": 1}, 3, [(2, "too_long")]),
+        (lambda: ["a", "x" * CELL_BYTES, "b"], {}, 0, [(1, "too_long")]),
+        (lambda: ["a"] * 40 + ["x" * CELL_BYTES], {}, 41, [(41, "too_long")]),
+        (lambda: lists_of("x" * (1 << 20), 20_000), {}, 0, [(1, "too_large")]),
+    ],
+    ids=["long rows", "long cell", "among others", "in their group", "hidden by others", "in a list"],
+)
+def test_parquet_is_checked_under_a_limit_on_memory(tmp_path, make, written: Any, rows: int, errors: Any):
+    path, report = write_column(tmp_path / "a.parquet", make(), **written), tmp_path / "report.json"
+    argv = [sys.executable, "-m", "trainers.validate", str(path), f"--report={report}"]
+    done = run_limited(argv, data_bytes=PARQUET_MEMORY_BYTES)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_bytes())
+    assert [(error["line"], error["code"]) for error in found["errors"]] == errors
+    assert found["rows"] == rows
+
+
+def test_a_row_of_parquet_that_swells_is_refused_without_a_limit_too(tmp_path: Path) -> None:
+    """A file of 400 bytes whose only row has 20 GB."""
+    path = write_column(tmp_path / "a.parquet", lists_of("x" * (1 << 20), 20_000))
+    setup = f"import os\nos.environ.update({BOUNDED_ENV})\n{READ}"
+    code = "print(*[row.code for row in Rows(Path(sys.argv[1]), Layout('parquet'))])"
+    words, growth = measure(setup, code, str(path))
+    assert words == ["too_large"]
+    assert growth < DECODING_BYTES + (64 << 20)
 
 
 @pytest.mark.parametrize(
@@ -271,16 +345,7 @@ def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path) -> None:
         "sys.exit(found[-1].code != 'too_large')"
     )
 
-    def limit_memory() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, path],
-        preexec_fn=limit_memory,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_limited([sys.executable, "-c", code, str(path)], data_bytes=MEMORY_BYTES)
     assert done.returncode == 0, done.stderr
 
 

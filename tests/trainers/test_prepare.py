@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,47 @@ def test_the_cache_is_used_again_and_only_for_the_same_input(make_run, rows_of) 
     assert (first["cache_hit"]["train"], again["cache_hit"]["train"]) == (False, True)
     assert (again["train"], again["counts"]) == (first["train"], first["counts"])
     assert other["train"] != first["train"]
+
+
+def reword_template(model_dir: Path) -> None:
+    path = model_dir / "chat_template.jinja"
+    path.write_text(path.read_text().replace("helpful", "careful"))
+
+
+def take_a_merge_away(model_dir: Path) -> None:
+    path = model_dir / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["merges"].pop()
+    path.write_text(json.dumps(tokenizer))
+
+
+def end_turns_otherwise(model_dir: Path) -> None:
+    path = model_dir / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 0]}))
+
+
+@pytest.mark.parametrize("change", [reword_template, take_a_merge_away, end_turns_otherwise])
+def test_another_tokenizer_or_template_is_not_found_in_the_cache(
+    make_run, rows_of, tiny_model, tmp_path, change
+) -> None:
+    """Though it lies in the same folder, and the file and the settings are the same."""
+    model_dir = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    rows = rows_of(11)
+    first, again = (prepared(make_run(name, rows=rows, model_dir=model_dir)) for name in "12")
+    assert (again["train"], again["cache_hit"]["train"]) == (first["train"], True)
+    change(model_dir)
+    changed = prepared(make_run("3", rows=rows, model_dir=model_dir))
+    assert changed["cache_hit"]["train"] is False
+    assert changed["train"] != first["train"]
+
+
+def test_a_named_template_is_not_found_in_the_cache_of_another(make_run, rows_of) -> None:
+    rows = rows_of(11)
+    folders = {
+        name: prepared(make_run(str(name), rows=rows, chat_template=name))["train"]
+        for name in (None, "chatml", "vicuna")
+    }
+    assert len(set(folders.values())) == 3
 
 
 @pytest.mark.parametrize("which", ["train", "validation"])

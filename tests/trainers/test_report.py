@@ -4,13 +4,12 @@ import gzip
 import hashlib
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from tests.trainers.measuring import measure
 from trainers.containers import MAX_LINE_BYTES
 from trainers.faults import Reason
 from trainers.findings import NOTICES
@@ -221,16 +220,13 @@ def test_a_million_rows_are_checked_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     with path.open("w") as file:
         file.writelines(f"row {n}\n" for n in range(1_000_000))
+    setup = "from trainers.specs import Layout\nfrom trainers.validate import check_file"
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom trainers.specs import Layout\n"
-        "from trainers.validate import check_file\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "before = peak()\n"
         "report = check_file(Path(sys.argv[1]), Layout('txt'))\n"
-        "print(report['rows_used'], report['duplicates']['count'], peak() - before)\n"
+        "print(report['rows_used'], report['duplicates']['count'])"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    rows, duplicates, growth = map(int, done.stdout.split())
+    words, growth = measure(setup, code, str(path))
+    rows, duplicates = map(int, words)
     assert (rows, duplicates) == (1_000_000, 0)
     assert growth < GROWTH_BYTES
 
@@ -273,3 +269,34 @@ def test_the_report_of_parts_is_that_of_the_whole(tmp_path: Path, seed: int, n_p
     read = [*Rows(path, Layout())]
     assert whole["rows_used"] == sum(not isinstance(row, RowError) for row in read)
     assert sum(whole["reasons"].values()) == sum(isinstance(row, RowError) for row in read)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", json.dumps([GOOD] * 41)),
+        ("rows.jsonl", "".join(json.dumps(GOOD) + "\n" + "\n" * (n == 5) for n in range(40))),
+        ("rows.csv", "prompt,completion\n" + '"Q\n?",A\n' * 41),
+    ],
+)
+def test_a_file_of_too_many_rows_is_refused_in_every_container(tmp_path, monkeypatch, name, content) -> None:
+    """An array may be one line, a row of a table several."""
+    path, layout = tmp_path / name, Layout.of(name)
+    path.write_text(content)
+    for limit, accepted in ((41, True), (40, False)):
+        monkeypatch.setattr("trainers.rows.MAX_ROWS", limit)
+        report = check_file(path, layout)
+        assert (report["accepted"], report["whole"]) == (accepted, accepted)
+        assert report["rows"] + report["blank_lines"] == limit
+        assert report["reasons"] == ({} if accepted else {"too_large": 1})
+
+
+@pytest.mark.parametrize("limit", [1, 11, 21, 39, 40])
+def test_parts_may_not_have_more_rows_than_the_whole(tmp_path, monkeypatch, limit: int) -> None:
+    rows = [{"messages": [ASK, {**TELL, "content": f"{n}."}]} for n in range(38)]
+    path = write(tmp_path / "rows.jsonl", [*rows[:9], "", *rows[9:], "{"])
+    monkeypatch.setattr("trainers.rows.MAX_ROWS", limit)
+    whole = check_file(path, Layout())
+    assert (whole["whole"], "too_large" in whole["reasons"]) == (limit == 40, limit < 40)
+    for n_processes in (2, 3):
+        assert check_file(path, Layout(), n_processes=n_processes) == whole

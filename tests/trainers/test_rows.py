@@ -1,13 +1,13 @@
 """Training files as users write them: what is read, what is refused, and on which line."""
 
+import gzip
 import json
-import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.trainers.measuring import run_limited
 from trainers.containers import MAX_LINE_BYTES
 from trainers.layouts import Layout
 from trainers.row_formats import AnyRow, Row
@@ -18,6 +18,7 @@ USER = {"role": "user", "content": "Is it a fever?"}
 ANSWER = {"role": "assistant", "content": "Yes."}
 GOOD = {"messages": [USER, ANSWER]}
 JSONL = Layout()
+MEMORY_BYTES = 128 << 20
 
 
 def first(path: Path) -> AnyRow | RowError:
@@ -139,29 +140,25 @@ def test_a_line_too_long_is_skipped_and_the_next_is_read(write_jsonl) -> None:
     assert (report["rows_refused"], report["errors"][0]["line"], report["format"]) == (1, 1, "messages")
 
 
-def test_the_command_reports_errors_and_exits_0_in_bounded_memory(write_jsonl, tmp_path: Path) -> None:
-    path = write_jsonl(["y" * (8 * MAX_LINE_BYTES), GOOD])
+LONG = b"y" * 200_000_000
+ROW = json.dumps(GOOD).encode()
+TOO_LONG: dict[str, tuple[bytes, int, bool]] = {  # content, rows that are told of, whether all are
+    "jsonl": (LONG + b"\n" + ROW + b"\n", 2, True),
+    "json": (b"[" + ROW + b', {"text": "' + LONG + b'"}]', 1, False),
+    "csv": (b"prompt,completion\nQ,A\nQ," + LONG + b"\n", 1, False),
+    "txt": (LONG + b"\nA line.\n", 2, True),
+}
 
-    def limit_memory() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (128 << 20, 128 << 20))
 
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "trainers.validate",
-            path,
-            "--layout",
-            "{}",
-            "--report",
-            tmp_path / "report.json",
-        ],
-        preexec_fn=limit_memory,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=150,
-    )
+@pytest.mark.parametrize("container", TOO_LONG)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_line_of_200_mb_is_reported_in_bounded_memory(tmp_path: Path, container: str, ending: str) -> None:
+    content, n_rows, is_whole = TOO_LONG[container]
+    path, report_path = tmp_path / f"rows.{container}{ending}", tmp_path / "report.json"
+    path.write_bytes(gzip.compress(content, 1) if ending else content)
+    argv = [sys.executable, "-m", "trainers.validate", str(path), f"--report={report_path}"]
+    done = run_limited(argv, data_bytes=MEMORY_BYTES)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["rows"], report["rows_refused"]) == (2, 1)
+    report = json.loads(report_path.read_text())
+    assert (report["rows"], report["rows_used"], report["whole"]) == (n_rows, 1, is_whole)
+    assert report["reasons"] == {"too_long": 1}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from db import files, previews, recovery, tasks, upkeep
+from db import blobs, files, previews, recovery, tasks, upkeep
 from db.models import Model, Preview
 from db.session import Database
 from db.settings import DatabaseSettings
@@ -90,6 +90,23 @@ def test_what_is_wrong_with_the_data_is_an_answer(
     preview = ask(world, model, rows=[9])
     runner.run(world.database, world.take("cpu"), settings)
     assert answer_of(world, preview)["error"]["param"] == "row"
+
+
+@pytest.mark.parametrize("kind", ["rows", "tokens"])
+def test_bytes_that_have_changed_are_not_looked_at(
+    world: World, model: Model, settings: WorkerSettings, kind: str
+) -> None:
+    """What a job says of them is the answer, and only until the file may have been uploaded again (G20)."""
+    preview = ask(world, model, kind=kind)
+    path = blobs.path_of(DatabaseSettings().blobs_dir, preview.org_id, preview.sha256)
+    path.write_bytes(path.read_bytes().replace(b"fever", b"Fever", 1))
+    runner.run(world.database, world.take("cpu"), settings)
+    error = answer_of(world, preview)["error"]
+    assert error["code"] == "content_corrupt"
+    assert f"the stored bytes of {preview.sha256} have changed on the disk" in error["message"]
+    found = look(world, preview)
+    assert found is not None
+    assert found.expires_at - found.created_at < previews.KEPT_S
 
 
 def test_a_process_that_breaks_is_tried_again_and_then_told(
