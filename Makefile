@@ -39,7 +39,7 @@ up: $(STAMP) ## start the whole service on this machine
 test: install ## run the tests
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
-test-long: install ## run the slow tests
+test-long: install ## run the slow tests, with a selection of faults
 	$(BIN)/pytest -m 'long and not gpu' -n $(JOBS) --dist loadfile
 
 faults: install ## break parts and see each guarantee kept, once each; G=2 for one of them at full count

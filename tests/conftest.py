@@ -26,8 +26,14 @@ from db import keys
 from db.migrate import upgrade
 from db.session import Database
 from tests.db.world import World
+from tests.faults import parts
 from tests.stack import Stack, processes_of, start_stack
 from tests.tiny import build_model, chat_rows
+
+
+def pytest_report_header() -> str:
+    """What replays the choices of this run."""
+    return f"FAULTS_SEED={parts.SEED}"
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,7 @@ class Stack:
     home: Path
     port: int
     process: subprocess.Popen[bytes]
+    database_url: str
 
     @property
     def url(self) -> str:
@@ -92,6 +93,10 @@ class Stack:
             model = wait_for(done, within_s=200, what=f"import of {model_id}")
             assert model["status"] == "ready", model
 
+    def parts(self) -> list[psutil.Process]:
+        """The process of each part that runs at this moment."""
+        return psutil.Process(self.process.pid).children()
+
     def log(self, part: str) -> str:
         """What a part printed."""
         return (self.home / "logs" / f"{part}.log").read_text()
@@ -122,7 +127,8 @@ def start_stack(
         argv += ["--import-dir", str(folder)]
     with home.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(argv, env=users_shell() | FAST | env, stdout=log, stderr=log)
-    stack = Stack(home=home, port=port, process=process)
+    database_url = env.get("RESIDENCY_DATABASE_URL", f"sqlite:///{home / 'residency.db'}")
+    stack = Stack(home=home, port=port, process=process, database_url=database_url)
 
     def ready() -> bool:
         assert process.poll() is None, home.with_suffix(".log").read_text()

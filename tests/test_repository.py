@@ -1,10 +1,12 @@
-"""The tree in the README is the tree that is there."""
+"""The README tells of what is there: the tree of files, and the tests of the guarantees."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+GUARANTEES = {*range(1, 18), 31, 33}
 
 
 def tracked_files() -> set[str]:
@@ -39,3 +41,23 @@ def test_the_readme_shows_the_whole_tree() -> None:
     tracked, described = tracked_files(), described_files()
     assert tracked - described == set(), "not in README's tree"
     assert described - tracked == set(), "in README's tree, but not there"
+
+
+def marked_guarantees() -> set[int]:
+    """The numbers in marks `faults(g=…)` of tests."""
+    return {
+        keyword.value.value
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.faults"
+        for keyword in node.keywords
+        if keyword.arg == "g" and isinstance(keyword.value, ast.Constant)
+    }
+
+
+def test_each_guarantee_has_a_test_and_a_row_in_the_readme() -> None:
+    table = (ROOT / "README.md").read_text().partition("## What it survives")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
+    told = {int(number) for row in rows for number in row.split(",")}
+    assert GUARANTEES - marked_guarantees() == set(), "`make faults G=` would find nothing"
+    assert GUARANTEES - told == set(), "not in README's table"

@@ -10,6 +10,7 @@ from db.models import Event, File, IdempotentRequest, Job, Model
 from db.work_models import Task
 
 JOBS = "/v1/fine_tuning/jobs"
+pytestmark = pytest.mark.faults(g=14, everyday=True)
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 
 

@@ -15,6 +15,7 @@ from db.tasks import Lease
 from db.work_models import Attempt, DeviceLease, Task
 from tests.db.world import World, claim, race
 
+pytestmark = pytest.mark.faults(g=9, everyday=True)
 T = TypeVar("T")
 GPUS = ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
 CLAIMERS = 8

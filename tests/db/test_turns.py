@@ -13,6 +13,7 @@ from db.tasks import Lease, Owner
 from db.work_models import Task
 from tests.db.world import World, claim
 
+pytestmark = pytest.mark.faults(g=33, everyday=True)
 FLOOD = 5000
 GPUS = ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
 SLOTS = [f"slot:{number}" for number in range(40)]

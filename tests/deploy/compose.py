@@ -63,9 +63,13 @@ def free_port() -> int:
 
 @dataclass
 class Deployment:
-    """The services of the file as processes. `folder` holds their volumes, secrets and logs."""
+    """The services of the file as processes. `folder` holds their volumes, secrets and logs.
+
+    `settings` are laid over the environment of the parts of Residency that have a home.
+    """
 
     folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
     ports: dict[str, int] = field(
         default_factory=lambda: {port: free_port() for port in ("5432", "6379", "8700", "8701")}
     )
@@ -86,17 +90,28 @@ class Deployment:
         """The whole environment of a service: nothing of this process gets in."""
         service = read_compose()["services"][name]
         environment = {key: self._here(name, value) for key, value in service.get("environment", {}).items()}
+        if "RESIDENCY_HOME" in environment:
+            environment |= self.settings
         if "RESIDENCY_ENGINE_HOST" in environment:
             environment["RESIDENCY_ENGINE_HOST"] = ENGINES_ADDRESS
         path = os.pathsep.join(map(str, [*_BINARIES, _POSTGRES_BIN, "/usr/bin", "/bin"]))
         return {"PATH": path, "HOSTNAME": socket.gethostname()} | environment
 
     def start(self, name: str) -> None:
-        """Start a service; what it prints is in its log."""
+        """Start a service, or start it again; what it prints is in its log."""
         if name == "postgres":
             self._start_postgres()
         else:
             self._launch(name, self.command(name))
+
+    def start_all(self, *profiles: str) -> None:
+        """Start the services of `profiles` in the order of the file, each healthy before the next."""
+        for name, service in services(*profiles).items():
+            self.start(name)
+            if service["restart"] == "no":
+                assert self.processes[name].wait(timeout=200) == 0, self.log(name)
+            else:
+                wait_for(lambda name=name: self.is_healthy(name), within_s=200, what=name, every_s=1)
 
     def is_healthy(self, name: str) -> bool:
         """What the health check of a service says. Fails if the service has ended."""
@@ -133,17 +148,20 @@ class Deployment:
             )
 
     def _start_postgres(self) -> None:
-        """What the image's entry point does: a cluster whose one user has the password of the file."""
+        """What the image's entry point does: at first, a cluster whose one user has the file's password."""
         environment = self.environment("postgres")
         data = self.volume("postgres")
         # Root's PostgreSQL must run as another user; the fixture `postgres_url` has made this one.
         user = "pgserver" if os.geteuid() == 0 else None
+        argv = ["postgres", "-D", str(data), "-h", "127.0.0.1", "-p", str(self.ports["5432"]), "-k", ""]
+        if (data / "PG_VERSION").exists():
+            self._launch("postgres", argv, user=user)
+            return
         if user:
             shutil.chown(data, user)
         options = ["--auth=scram-sha-256", "-U", environment["POSTGRES_USER"]]
         options += ["--pwfile", environment["POSTGRES_PASSWORD_FILE"], "--no-sync"]
         pgserver.initdb(options, pgdata=data, user=user, cwd="/")  # type: ignore[attr-defined]
-        argv = ["postgres", "-D", str(data), "-h", "127.0.0.1", "-p", str(self.ports["5432"]), "-k", ""]
         self._launch("postgres", argv, user=user)
         wait_for(lambda: self.is_healthy("postgres"), within_s=60, what="PostgreSQL")
         make = ["createdb", "-h", "127.0.0.1", "-p", str(self.ports["5432"])]

@@ -1,18 +1,15 @@
 """Every service of docker-compose.yml, without its container: started, used and stopped as the file says."""
 
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from openai import OpenAI
 
-from tests.deploy.compose import ENGINES_ADDRESS, Deployment, services
+from tests.deploy.compose import ENGINES_ADDRESS, Deployment
+from tests.deploy.compose_stack import deployed
 from tests.stack import processes_of, wait_for
 
 pytestmark = pytest.mark.long
@@ -23,26 +20,8 @@ HYPERPARAMETERS = {"n_epochs": 1, "batch_size": 8, "max_length": 128}
 def deployment(postgres_url: str, tiny_model: Path) -> Iterator[Deployment]:
     """The CPU profile, started in the order of the file; the tiny model may be imported."""
     del postgres_url  # asked for because it readies PostgreSQL's files and, for root, its user
-    folder = Path(tempfile.mkdtemp(prefix="residency-deploy-"))
-    folder.chmod(0o711)
-    deployment = Deployment(folder)
-    shutil.copytree(tiny_model, deployment.volume("imports") / "tiny")
-    try:
-        for name, service in services("cpu").items():
-            if service["restart"] == "no":
-                deployment.start(name)
-                assert deployment.processes[name].wait(timeout=200) == 0, deployment.log(name)
-                continue
-            deployment.start(name)
-            wait_for(lambda name=name: deployment.is_healthy(name), within_s=200, what=name, every_s=1)
+    with deployed(tiny_model) as deployment:
         yield deployment
-    finally:
-        for name in deployment.processes:
-            sys.stdout.write(f"--- {name} ---\n{deployment.log(name)[-3000:]}\n")  # shown if the test fails
-        for process in processes_of(folder):
-            process.kill()
-        psutil.wait_procs(processes_of(folder), timeout=20)
-        shutil.rmtree(folder)
 
 
 def train(client: OpenAI, source: Path) -> str:

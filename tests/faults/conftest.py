@@ -1,20 +1,31 @@
 """A stack that may be broken, which all tests of this folder share: what it does not survive is a finding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from db.session import Database
+from tests.deploy.compose_stack import compose_stack
 from tests.faults import parts
 from tests.faults.history import Op, Witness, check, read_witness
-from tests.stack import Stack, processes_of, start_stack, wait_for
+from tests.stack import FAST, Stack, processes_of, start_stack, wait_for
 
 
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
-    """`residency up` on SQLite and its own Redis, with two training slots and the tiny model."""
+@pytest.fixture(scope="session", params=["up"])
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Stack]:
+    """`residency up` on SQLite and its own Redis, with two training slots and the tiny model.
+
+    For `compose` (see `parts.on_both`) the services of docker-compose.yml.
+    """
+    if request.param == "compose":
+        request.getfixturevalue("postgres_url")  # readies PostgreSQL's files and, for root, its user
+        with compose_stack(tiny_model, FAST) as stack:
+            yield stack
+        return
     home = tmp_path_factory.mktemp("broken") / "home"
     stack = start_stack(home, import_dirs=[tiny_model], workers=2)
     stack.import_model(tiny_model, model_id="tiny")
@@ -31,7 +42,7 @@ def number(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def stack_database(stack: Stack) -> Iterator[Database]:
-    database = Database(f"sqlite:///{stack.home / 'residency.db'}")
+    database = Database(stack.database_url)
     yield database
     database.dispose()
 
@@ -40,7 +51,7 @@ def stack_database(stack: Stack) -> Iterator[Database]:
 def judge(stack: Stack, stack_database: Database) -> Callable[..., Witness]:
     """Waits for the end of jobs and of all that worked on them, and finds no fault with their history."""
 
-    def judge(*job_ids: str, **options: Any) -> Witness:
+    def judge(*job_ids: str, cancels: Sequence[Op] = (), **options: Any) -> Witness:
         def seen() -> Witness:
             whole = read_witness(stack_database, stack.home / "runs")
             mine = [held for held in whole.attempts if held.what.split()[-1] in job_ids]
@@ -54,7 +65,7 @@ def judge(stack: Stack, stack_database: Database) -> Callable[..., Witness]:
         witness = wait_for(over, within_s=30, what="all leases to be given back", every_s=0.5)
         ops = [Op("create", str(job.key), 0, 0, "yes", id=job.id) for job in witness.jobs]
         assert len(ops) == len(job_ids)
-        assert check(ops, witness, **options) == []
+        assert check([*ops, *cancels], witness, **options) == []
         for job_id in job_ids:
             wait_for(lambda: not parts.attempts(stack, job_id=job_id), within_s=15, what="no orphan")  # noqa: B023
         return witness

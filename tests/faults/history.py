@@ -6,7 +6,7 @@ jobs, events, attempts and device leases are the other witness, the run folders 
 
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -77,8 +77,8 @@ class Witness:
 def check(ops: Iterable[Op], witness: Witness, *, damaged: frozenset[str] = frozenset()) -> list[str]:
     """Every violation in words. All work must be over; `damaged` are jobs whose checkpoints were broken."""
     found = [*_check_requests(list(ops), witness)]
-    for held in (witness.attempts, witness.devices):
-        found += _check_disjoint(held)
+    found += _check_disjoint(witness.attempts, of=lambda held: held.what.split()[-1])  # the job, or the file
+    found += _check_disjoint(witness.devices, of=lambda held: held.what)
     found += _check_tokens(witness.attempts)
     for job in witness.jobs:
         found += _check_states(job)
@@ -87,7 +87,10 @@ def check(ops: Iterable[Op], witness: Witness, *, damaged: frozenset[str] = froz
 
 
 def _check_requests(ops: list[Op], witness: Witness) -> Iterator[str]:
-    """Accepted ⊆ known; what was sent again made no second job; nothing is there that nobody asked for."""
+    """Accepted ⊆ known; what was sent again made no second job; nothing is there that nobody asked for.
+
+    A cancel that was accepted is how the job ends, whatever it had reached.
+    """
     creates = [op for op in ops if op.op == "create"]
     for key in sorted({op.key for op in creates}):
         jobs = [job for job in witness.jobs if job.key == key]
@@ -101,16 +104,23 @@ def _check_requests(ops: list[Op], witness: Witness) -> Iterator[str]:
             yield f"{key}: refused, but there"
     asked = {op.key for op in creates}
     yield from (f"{job.id}: nobody asked for it" for job in witness.jobs if job.key not in asked)
+    cancelled = {op.key for op in ops if op.op == "cancel" and op.result == "yes"}
+    for job in witness.jobs:
+        if job.key in cancelled and job.status != "cancelled":
+            yield f"{job.id}: is {job.status}, though its cancel was accepted"
 
 
-def _check_disjoint(held: list[Held]) -> Iterator[str]:
-    """Nothing is held by two at a time, and all is given back."""
-    for what, leases in groupby(sorted(held, key=lambda h: (h.what, h.start, h.token)), lambda h: h.what):
+def _check_disjoint(held: list[Held], *, of: Callable[[Held], str]) -> Iterator[str]:
+    """Nothing is held by two at a time, whatever they do with it, and all is given back."""
+    for _, leases in groupby(sorted(held, key=lambda h: (of(h), h.start, h.token)), of):
         listed = list(leases)
-        yield from (f"{what}: {lease.token} was never given back" for lease in listed if lease.end is None)
+        yield from (
+            f"{lease.what}: {lease.token} was never given back" for lease in listed if lease.end is None
+        )
         for one, two in pairwise(listed):
             if one.end is not None and one.end > two.start:
-                yield f"{what}: {two.token} began {one.end - two.start:.3f} s before {one.token} ended"
+                early_s = one.end - two.start
+                yield f"{two.what}: {two.token} began {early_s:.3f} s before {one.what}: {one.token} ended"
 
 
 def _check_tokens(attempts: list[Held]) -> Iterator[str]:

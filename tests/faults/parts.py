@@ -15,16 +15,27 @@ _WORDS = {"api": "api.server", "beat": "beat", "serve": "workers.serve"}
 
 
 IN_FULL = bool(os.environ.get("FAULTS_FULL"))
+SEED = int(os.environ.get("FAULTS_SEED") or 1)  # of all that is left to chance
 
 
-def repeated(full: int) -> pytest.MarkDecorator:
-    """Runs a test once, or so often when `make faults G=n` asks for the full count; `number` counts."""
-    return pytest.mark.parametrize("number", range(full if IN_FULL else 1), indirect=True)
+def repeated(full: int, *, brief: int = 1, long: bool = False) -> pytest.MarkDecorator:
+    """Runs a test `brief` times, or `full` times when `make faults G=n` asks for it; `number` counts.
+
+    `long` puts the first of them into `make test-long`.
+    """
+    first = pytest.param(0, marks=[pytest.mark.long] if long else [])
+    return pytest.mark.parametrize("number", [first, *range(1, full if IN_FULL else brief)], indirect=True)
+
+
+def on_both(*, long: bool = False) -> pytest.MarkDecorator:
+    """Runs a test on `residency up` and, in `make faults` alone, on the services of docker-compose.yml."""
+    up = pytest.param("up", marks=[pytest.mark.long] if long else [])
+    return pytest.mark.parametrize("stack", [up, "compose"], indirect=True)
 
 
 def part(stack: Stack, name: str) -> list[psutil.Process]:
-    """The process of a part, if it runs at this moment."""
-    return [child for child in children([psutil.Process(stack.process.pid)]) if _plays(child, name)]
+    """The process of a part, if it runs at this moment; one of `PARTS`."""
+    return [child for child in stack.parts() if _plays(child, name)]
 
 
 def pool(stack: Stack, queue: str) -> list[psutil.Process]:

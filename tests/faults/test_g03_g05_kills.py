@@ -48,6 +48,7 @@ def rank(stack: Stack, _database: Database, job_id: str) -> list[psutil.Process]
 VICTIMS = [(rank, 15, "failed"), (torchrun, 15, "failed"), (supervisor, 75, "lost"), (worker, 75, "lost")]
 
 
+@parts.on_both()
 @parts.repeated(20)
 @pytest.mark.parametrize(("victim", "within_s", "outcome"), VICTIMS, ids=[one[0].__name__ for one in VICTIMS])
 def test_kill_9_and_the_job_goes_on(
@@ -60,7 +61,7 @@ def test_kill_9_and_the_job_goes_on(
     outcome: str,
     number: int,
 ) -> None:
-    choice = random.Random(number)
+    choice = random.Random(parts.SEED + number)
     job_id = submit(stack, chat_file, max_steps=MAX_STEPS, save_steps=SAVE_STEPS, logging_steps=1)
     wait_for_checkpoint(stack, job_id)
     step = choice.randrange(MAX_STEPS // 2)

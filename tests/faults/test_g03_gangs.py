@@ -91,13 +91,6 @@ def hosts(stack: Stack, network: Network, servers: list[tuple[str, int] | Path])
         yield started
 
 
-@pytest.fixture
-def stack_database(stack: Stack) -> Iterator[Database]:
-    database = Database(parts.environment(stack)["RESIDENCY_DATABASE_URL"])
-    yield database
-    database.dispose()
-
-
 class Gang:
     """A job that trains on both hosts and has a checkpoint."""
 

@@ -44,6 +44,7 @@ def follow(stack: Stack, job_id: str, last_id: str | None) -> Iterator[str]:
                 yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])["id"]
 
 
+@parts.on_both()
 @pytest.mark.faults(g=10)
 @parts.repeated(len(DOWN_S))
 def test_g10_the_api_dies_and_the_stream_goes_on_where_it_was(
@@ -92,7 +93,7 @@ def test_g13_a_worker_that_is_told_to_stop_saves_and_charges_nothing(
     assert resumed[0].split()[-1] in [message.split()[-1] for message in saved], "the one saved at the end"
 
 
-@pytest.mark.long
+@parts.on_both(long=True)
 @pytest.mark.faults(g=13)
 @parts.repeated(5)
 def test_g13_an_api_that_is_told_to_stop_drops_no_request(stack: Stack) -> None:

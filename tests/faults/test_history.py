@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -52,13 +53,17 @@ def test_an_honest_history_has_no_fault():
         (replace(HONEST, jobs=[JOB, replace(JOB, id="ftjob-2", key="z")]), "ftjob-2: nobody asked for it"),
         (
             replace(HONEST, attempts=[Held("t", 1, 1, 6), Held("t", 2, 5, 9)]),
-            "t: 2 began 1.000 s before 1 ended",
+            "t: 2 began 1.000 s before t: 1 ended",
+        ),
+        (
+            replace(HONEST, attempts=[Held("train of j", 1, 1, 6), Held("merge of j", 1, 5, 9)]),
+            "merge of j: 1 began 1.000 s before train of j: 1 ended",
         ),
         (replace(HONEST, attempts=[Held("t", 1, 1, None)]), "t: 1 was never given back"),
         (replace(HONEST, attempts=[Held("t", 2, 1, 2), Held("t", 2, 3, 4)]), "t: tokens [2, 2] do not rise"),
         (
             replace(HONEST, devices=[Held("d", 1, 1, 6), Held("d", 2, 5, 9)]),
-            "d: 2 began 1.000 s before 1 ended",
+            "d: 2 began 1.000 s before d: 1 ended",
         ),
         (replace(HONEST, devices=[Held("d", 7, 1, None)]), "d: 7 was never given back"),
         (told(*EVENTS, EVENTS[-1]), "with 2 terminal events"),
@@ -78,6 +83,21 @@ def test_an_honest_history_has_no_fault():
 def test_every_lie_is_found(witness: Witness, fault: str):
     found = check([CREATE], witness)
     assert any(fault in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "found"),
+    [
+        ("yes", "succeeded", ["ftjob-1: is succeeded, though its cancel was accepted"]),
+        ("yes", "cancelled", []),
+        ("no", "succeeded", []),
+        ("maybe", "succeeded", []),
+        ("maybe", "cancelled", []),
+    ],
+)
+def test_an_accepted_cancel_is_the_end_of_the_job(answer: Literal["yes", "no", "maybe"], status: str, found):
+    witness = told(*EVENTS[:-1], ("It ended", {"status": status}), status=status)
+    assert check([CREATE, Op("cancel", "a", 2, 3, answer)], witness) == found
 
 
 def test_a_refused_job_may_not_be_there():

@@ -1,11 +1,9 @@
 """Random faults on the whole service while jobs run: none is lost, none runs twice, all end once (G1, G2).
 
-`FAULTS_SEED=n` replays the choices of a run; what they meet is up to the machine.
+`FAULTS_SEED=n` makes other choices, the same each time; what they meet is up to the machine.
 """
 
-import os
 import random
-import secrets
 import threading
 import time
 from collections import Counter
@@ -42,14 +40,9 @@ LONGER_THAN_A_LEASE_S = float(FAST["RESIDENCY_LEASE_TTL_S"]) + 2
 EVERY_S = (1.0, 8.0)
 
 
-@pytest.fixture
-def seed() -> int:
-    return int(os.environ.get("FAULTS_SEED") or secrets.randbelow(10**6))
-
-
 def wipe(url: str) -> None:
     """Lose every message."""
-    with redis.Redis(unix_socket_path=url.removeprefix("redis+socket://")) as client:
+    with redis.Redis.from_url(url.replace("redis+socket:", "unix:")) as client:
         with suppress(redis.RedisError):  # it may have been killed a moment ago
             client.flushall()
 
@@ -111,8 +104,8 @@ class Nemesis:
 class Client:
     """Submits jobs, asks again until it is answered, cancels some; notes all that it was told."""
 
-    def __init__(self, stack: Stack, file_id: str, *, until: threading.Event) -> None:
-        self._http, self._file_id, self._until = stack.http(), file_id, until
+    def __init__(self, stack: Stack, file_id: str) -> None:
+        self._http, self._file_id = stack.http(), file_id
         self._http.timeout = 10.0
         self.ops: list[Op] = []
 
@@ -121,7 +114,7 @@ class Client:
         method = {"type": "supervised", "supervised": {"hyperparameters": SHORT}}
         body = {"model": "tiny", "training_file": self._file_id, "metadata": {"key": key}, "method": method}
         while (op := self._ask("create", key, "/fine_tuning/jobs", json=body)).result == "maybe":
-            self._until.wait(1.0)
+            time.sleep(1.0)  # as clients do
         assert op.result == "yes", key
         return str(op.id)
 
@@ -164,10 +157,10 @@ def rage_over(stack: Stack, chat_file: Path, *, seed: int, n_jobs: int, rage_s: 
     with chat_file.open("rb") as source:
         file = stack.sdk().files.create(file=source, purpose="fine-tune")
     stack.sdk().files.wait_for_processing(file.id, poll_interval=0.2)
-    database = Database(f"sqlite:///{stack.home / 'residency.db'}")
+    database = Database(stack.database_url)
     others = {job.id for job in read_witness(database, stack.home / "runs").jobs}
     over = threading.Event()
-    client, nemesis = Client(stack, file.id, until=over), Nemesis(stack, seed)
+    client, nemesis = Client(stack, file.id), Nemesis(stack, seed)
     with ThreadPoolExecutor() as pool:
         raging = pool.submit(nemesis.rage, until=over)
         working = pool.submit(work, client, n_jobs=n_jobs, rage_s=rage_s, seed=seed, over=over)
@@ -190,12 +183,9 @@ def rage_over(stack: Stack, chat_file: Path, *, seed: int, n_jobs: int, rage_s: 
     return f"seed {seed}: {len(client.ops)} requests, {dict(ends)}, {len(witness.attempts)} attempts"
 
 
-@pytest.mark.long
+@parts.on_both(long=True)
 @pytest.mark.faults(g=1)
 @pytest.mark.timeout(4 * 3600)
-def test_g01_nothing_is_lost_or_run_twice_while_a_nemesis_rages(
-    stack: Stack, chat_file: Path, seed: int
-) -> None:
-    print(f"FAULTS_SEED={seed}")  # noqa: T201 (pytest shows it when a test fails)
+def test_g01_nothing_is_lost_or_run_twice_while_a_nemesis_rages(stack: Stack, chat_file: Path) -> None:
     n_jobs, rage_s = (60, 1800.0) if parts.IN_FULL else (3, 45.0)
-    print(rage_over(stack, chat_file, seed=seed, n_jobs=n_jobs, rage_s=rage_s))  # noqa: T201
+    print(rage_over(stack, chat_file, seed=parts.SEED, n_jobs=n_jobs, rage_s=rage_s))  # noqa: T201

@@ -14,6 +14,7 @@ from tests.trainers.test_sft import StopAt
 from trainers.ranks import StopRequest
 from trainers.run import run
 
+pytestmark = pytest.mark.faults(g=4, everyday=True)
 METHODS: dict[str, dict[str, Any]] = {
     "pretraining": {
         "rows": [{"text": f"Case {n}: {n % 7} tablets were taken."} for n in range(40)],

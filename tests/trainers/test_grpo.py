@@ -94,6 +94,7 @@ def test_it_raises_what_a_rule_rewards(make_grpo_run, events_of, tmp_path: Path)
     assert "generation_config.json" in {path.name for path in (tmp_path / "merged").iterdir()}
 
 
+@pytest.mark.faults(g=4, everyday=True)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(make_grpo_run, events_of) -> None:
     # Four prompts a step of sixteen: the stop is in the second round through them.
     settings = {

@@ -184,6 +184,7 @@ def assert_goes_on(first: Path, second: Path, straight: Path, events_of: Callabl
     assert all(torch.equal(ours[n][key], theirs[n][key]) for n in theirs for key in theirs[n])
 
 
+@pytest.mark.faults(g=4, everyday=True)
 def test_a_run_stopped_within_a_round_goes_on_as_if_it_had_not_been(make_ppo_run, events_of) -> None:
     straight = make_ppo_run("1", **INTERRUPTED)
     train(straight)
@@ -234,6 +235,7 @@ run(run_dir, stop=Death(run_dir, step=3, look=6))
 """
 
 
+@pytest.mark.faults(g=4, everyday=True)
 def test_a_run_killed_between_two_passes_goes_on_from_its_checkpoint(make_ppo_run, events_of) -> None:
     straight = make_ppo_run("1", **INTERRUPTED)
     train(straight)

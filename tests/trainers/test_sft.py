@@ -106,6 +106,7 @@ def test_evaluating_does_not_change_the_training(make_run, curve_of) -> None:
 
 
 # In mid-epoch, where an evaluation falls due, at the end of an epoch, and during an evaluation.
+@pytest.mark.faults(g=4, everyday=True)
 @pytest.mark.parametrize(("stop_at", "ends_at"), [(1, 2), (3, 4), (5, 6), (8, 8)])
 def test_a_resumed_run_equals_the_uninterrupted_one(make_run, curve_of, stop_at: int, ends_at: int) -> None:
     settings = {"lora_dropout": 0.1, "n_epochs": 3}  # dropout: the random state must be resumed, too

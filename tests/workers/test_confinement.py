@@ -13,6 +13,7 @@ import pytest
 from tests.stack import Stack, wait_for
 from workers import processes
 
+pytestmark = pytest.mark.faults(g=31, everyday=True)
 # Each line of what it prints: [what was tried, whether it could be done].
 TRIES = """
     import json, os, shutil, signal, sys, tempfile

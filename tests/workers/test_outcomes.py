@@ -13,6 +13,8 @@ from tests.db.world import World
 from workers.progress import EventCopier
 from workers.train import finish
 
+pytestmark = pytest.mark.faults(g=8, everyday=True)
+
 
 def exit_of(reason: str) -> dict[str, Any]:
     return {"reason": reason, "message": f"ended: {reason}", "step": 3, "trained_tokens": 5, "metrics": {}}

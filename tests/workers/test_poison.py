@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from tests.stack import Stack, processes_of, start_stack, wait_for
 from tests.workers.test_recovery import job_of, submit, wait_for_end
 
+pytestmark = pytest.mark.faults(g=8, everyday=True)
+
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
