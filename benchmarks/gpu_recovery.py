@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=SHAPE["hidden_size"], help="smaller for a rehearsal")
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--parts", nargs="+", default=[name for name, _ in PARTS], help="some of them")
     options = parser.parse_args()
     has_gpu = bool(list_gpus())
     with tempfile.TemporaryDirectory() as name:
@@ -78,12 +79,14 @@ def main() -> None:
             with stack.http() as http:
                 bench = Bench(stack, Service(http), n_steps=options.steps, has_gpu=has_gpu)
                 for part, measure in parts:
+                    if part not in options.parts:
+                        continue
                     result[part] = measure(bench)
                     print(part, json.dumps(result[part]), flush=True)
+                    if options.out:
+                        options.out.write_text(json.dumps(result, indent=1) + "\n")
         finally:
             stack.stop()
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 class Bench:
@@ -94,7 +97,7 @@ class Bench:
         self._file = service.upload_rows(chat_rows(16 * n_steps))
         long = {"role": "assistant", "content": "rest and drink water " * 140}
         self._long_file = service.upload_rows(
-            [{"messages": [{"role": "user", "content": f"Case {n}?"}, long]} for n in range(512)]
+            [{"messages": [{"role": "user", "content": f"Case {n}?"}, long]} for n in range(128)]
         )
 
     def start(self, *, is_long: bool = False, on_oom: str | None = None, **settings: Any) -> str:
@@ -227,10 +230,10 @@ def lack_memory(bench: Bench) -> dict[str, Any]:
     job = bench.start(
         is_long=True,
         on_oom="halve_batch",
-        batch_size=256,
-        micro_batch_size=256,
+        batch_size=128,
+        micro_batch_size=128,
         max_length=2048,
-        max_steps=2,
+        max_steps=1,
         gradient_checkpointing=False,
         dtype="bfloat16",
     )
