@@ -238,7 +238,7 @@ def lack_memory(bench: Bench) -> dict[str, Any]:
         dtype="bfloat16",
     )
     done = bench.until(job, "succeeded")
-    codes = [event["message"] for event in bench.events(job) if "micro" in event["message"].lower()]
+    codes = [event["message"] for event in bench.events(job) if "memory" in event["message"]]
     resolved = done["method"]["supervised"]["hyperparameters"]
     return {
         "told": codes,

@@ -60,9 +60,11 @@ class Answer:
                 usage = data.get("usage") or usage
                 for choice in data.get("choices") or []:
                     self.text += choice["delta"].get("content") or ""
-                self._shown.set_text(self.text)
+                self._shown.set_text(self.text.strip())
                 self._told.set_text("answers")
         self.is_whole = True
+        if not self.text.strip():
+            self._shown.set_text("(nothing)")
         self._told.set_text(f"{number(usage.get('completion_tokens'))} tokens")
 
 

@@ -56,7 +56,7 @@ class Checkpoints:
                 Column("when", "Saved", "right"),
             ]
         )
-        with ui.element("div") as self._nothing:
+        with ui.element("div").classes("full-width") as self._nothing:
             empty(
                 "No checkpoint yet",
                 "One is saved every `save_steps` steps, when the job pauses, and at its end.",
@@ -101,7 +101,7 @@ class Samples:
                 Column("answer", "Answer", wraps=True),
             ]
         )
-        with ui.element("div") as self._nothing:
+        with ui.element("div").classes("full-width") as self._nothing:
             empty(
                 "No answers yet",
                 "With `eval_prompts`, or a validation file, the model answers the same prompts before its "

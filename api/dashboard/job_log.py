@@ -50,7 +50,7 @@ class Log:
         self._offset_bytes, self._attempt, self._rest = 0, "", ""
         self._lines = ui.log(max_lines=_SHOWN_LINES).classes("log full-width")
         self._lines.set_visibility(False)
-        with ui.element("div") as self._nothing:
+        with ui.element("div").classes("full-width") as self._nothing:
             empty("Nothing was printed", "The log begins when a worker starts the trainer.")
 
     async def read_on(self) -> list[str]:

@@ -105,7 +105,7 @@ class Fields:
         with ui.element("div").classes("grid").style("--least: 230px"):
             made = {name: Field(described[name], changed=changed) for name in first}
         with ui.expansion("Advanced").classes("full-width") as self._fold:
-            with ui.element("div").classes("grid").style("--least: 230px"):
+            with ui.element("div").classes("grid full-width").style("--least: 230px"):
                 rest = [name for name in described if name not in first]
                 made |= {name: Field(described[name], changed=changed) for name in rest}
         self._first = first

@@ -77,6 +77,7 @@ class Shown:
     fails: str
     runs: str
     model: str
+    other: str
     file: str
     faulty: str
     pipeline: str
@@ -112,8 +113,8 @@ def fill(http: httpx.Client) -> Shown:
     runs = next(job for name, job in jobs.items() if name == "chat")
     train(http, file, suffix="v3", n_epochs=3)
     wait_for(lambda: last_step(http, runs) >= 30, within_s=300, what="thirty steps")
-    model = http.get(f"/fine_tuning/jobs/{done}").json()["fine_tuned_model"]
-    return Shown(done, bad, runs, model, file, faulty, pipeline.json()["id"])
+    model, other = (http.get(f"/fine_tuning/jobs/{job}").json()["fine_tuned_model"] for job in (done, again))
+    return Shown(done, bad, runs, model, other, file, faulty, pipeline.json()["id"])
 
 
 def stage(name: str, method: str, file: str, model: Any, **hyperparameters: Any) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def take_all(browser: Browser, dashboard: Dashboard, shown: Shown, folder: Path)
         "file-tokens": (f"/data/{shown.file}", tokens),
         "models": ("/models", settled),
         "model": (f"/models/{shown.model}", settled),
-        "playground": (f"/playground?model={shown.model}&other=clinic-base", talk),
+        "playground": (f"/playground?model={shown.model}&other={shown.other}", talk),
         "admin": ("/admin", settled),
     }
     for width, height in WIDTHS.items():
@@ -242,10 +243,10 @@ def tokens(page: Page) -> None:
 def talk(page: Page) -> None:
     """One question, two answers."""
     page.get_by_text("Parameters").click()
-    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Temperature").fill("0.7")
     page.get_by_label("Most tokens").fill("24")
     page.get_by_text("Parameters").click()
-    ask(page, "Patient 3 has a rash. What now?")
+    ask(page, "Patient 12 has back pain and a rash. What now?")
     expect(page.locator(".answer")).to_have_count(2)
     for answer in page.locator(".answer").all():
         expect(answer.locator(".answer-head")).to_contain_text("tokens", timeout=SLOW_MS)
