@@ -90,8 +90,13 @@ def test_the_agent_dies_with_the_process_that_spawned_it(tmp_path: Path, marker:
     )
     assert spawner.stdout is not None
     child = psutil.Process(int(spawner.stdout.readline()))
+
     # The signal is set before the exec; a parent that dies earlier still is the sweep's case.
-    wait_until(lambda: "setpriv" not in child.cmdline()[0], within_s=5, what="setpriv did not exec")
+    def is_itself() -> bool:
+        line = child.cmdline()  # empty in the midst of the exec
+        return bool(line) and "setpriv" not in line[0]
+
+    wait_until(is_itself, within_s=5, what="setpriv did not exec")
     spawner.kill()
     spawner.wait()
     wait_until(lambda: not child.is_running(), within_s=5, what="the child outlived its parent")
