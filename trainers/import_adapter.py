@@ -17,7 +17,7 @@ from trainers.import_checks import (
     refuse_code,
 )
 from trainers.import_files import copy_allowed_files, refuse_unsafe_files
-from trainers.importer import check_loaded_templates, inspect_model, load_tokenizer
+from trainers.import_loading import check_loaded_templates, inspect_model, load_tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Settings that import a module, read files of their own, or make another model of the base.
