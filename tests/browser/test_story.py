@@ -94,7 +94,7 @@ def deploy_what_it_made(page: Page) -> str:
     """Have an engine hold the new model; its name."""
     made = page.get_by_text(re.compile(r"^ft:.*:story:")).first.inner_text()
     page.get_by_role("link", name="Models").first.click()
-    page.get_by_role("link", name=made).click()
+    page.get_by_role("link", name=made, exact=True).click()
     engine = panel(page, "Engine")
     engine.get_by_role("button", name="Deploy", exact=True).click()
     expect(engine.locator(".pill")).to_have_text("ready", timeout=SLOW_MS)
