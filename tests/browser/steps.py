@@ -22,6 +22,7 @@ def choose(page: Page, label: str, option: str) -> None:
     """Take an option of a list."""
     page.get_by_label(label).click()
     page.get_by_role("option", name=option, exact=True).click()
+    expect(page.get_by_role("option")).to_have_count(0)
 
 
 def ask(page: Page, text: str) -> None:
@@ -37,6 +38,7 @@ def lines(rows: list[Any]) -> bytes:
 
 def drop(page: Page, data: bytes, *, name: str) -> None:
     """Let a file fall onto the page."""
+    expect(page.locator(".upload .drop")).to_be_visible()
     page.evaluate(_DROP, [data.decode(), name])
 
 

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard
+from tests.browser.steps import choose
 from tests.stack import Stack, wait_for
 
 CHAT = {"messages": [{"role": "user", "content": "Dose?"}, {"role": "assistant", "content": "Two."}]}
@@ -74,6 +75,8 @@ def test_faults_are_told_at_their_fields_and_nothing_is_sent(
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_text("Must be from 1 to 50.")).to_be_visible()
     assert http.get("/fine_tuning/jobs").json()["data"] == before
+    choose(page, "Method", "reward")
+    expect(page.get_by_text("Its rows are")).to_have_count(0)
 
 
 def test_what_the_api_refuses_is_told_at_its_field(

@@ -180,6 +180,7 @@ class NewJob:
     def _turn_to(self) -> None:
         if self._ready:
             self._rebuild(self._fields.read(tell=False)[0])
+            self.training_file.error = None  # what another method said of it
             self._fits_data(tell=self.data.file is not None)
 
     def _rebuild(self, values: dict[str, Any]) -> None:
