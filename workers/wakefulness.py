@@ -1,13 +1,16 @@
 """Whether the machine has slept: at wake-up every lease looks expired, though its owner goes on as well."""
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from math import inf
 
 
 class Wakefulness:
     """Compares the wall clock, which goes on in a sleep, with a clock that stands still meanwhile.
 
-    A wall clock that was set forward looks the same, and has the same effect on leases.
+    A wall clock that was set forward looks the same, and has the same effect on leases. What was seen is
+    shared with the processes that are forked: each of a worker's may answer but once.
     """
 
     def __init__(
@@ -15,8 +18,9 @@ class Wakefulness:
     ) -> None:
         """Both clocks in seconds."""
         self._wall, self._awake = wall, awake
-        self._looked_at = wall(), awake()
-        self._woke_at: float | None = None
+        # Without a lock: a process that is killed would keep it.
+        self._looked_at = multiprocessing.RawArray("d", [wall(), awake()])
+        self._woke_at = multiprocessing.RawValue("d", -inf)
 
     def has_lasted(self, ttl_s: float) -> bool:
         """Whether, as far as this process saw, owners had `ttl_s` since the last sleep to renew their leases.
@@ -24,9 +28,9 @@ class Wakefulness:
         A lease that was renewed a moment before has most of its time left, one that is due for it less: what
         counts as a sleep is half of `ttl_s`.
         """
-        (wall, awake), before = (self._wall(), self._awake()), self._looked_at
-        self._looked_at = wall, awake
-        slept_s = (wall - before[0]) - (awake - before[1])
+        wall, awake = self._wall(), self._awake()
+        slept_s = (wall - self._looked_at[0]) - (awake - self._looked_at[1])
         if slept_s > ttl_s / 2:
-            self._woke_at = awake
-        return self._woke_at is None or awake - self._woke_at >= ttl_s
+            self._woke_at.value = awake  # before the look that others compare with
+        self._looked_at[:] = [wall, awake]
+        return awake - self._woke_at.value >= ttl_s
