@@ -16,6 +16,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.auth import CallerDep
+from api.connections import Client
 from api.deps import DatabaseDep, SettingsDep
 from api.disconnect import unless_disconnected
 from api.errors import NEVER_RETRY, ApiError, error_body
@@ -39,7 +40,7 @@ _PASSED_ON = ("content-type", "retry-after", "x-should-retry")
 
 def new_client() -> httpx.AsyncClient:
     """The client for all engines of this app."""
-    return httpx.AsyncClient(
+    return Client(
         timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=5.0, pool=None),
         # A kept connection may be to an engine that has been restarted; a new one costs nothing here.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),

@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import httpx
 
+from api.connections import Client
+
 # A page waits for its data; what takes longer than this is told rather than waited for.
 _TIMEOUT = httpx.Timeout(20.0, connect=3.0)
 # An answer may have to wait for its model to load, an upload for its file.
@@ -35,7 +37,7 @@ class Refused(Trouble):
 
 def connect(url: str) -> httpx.AsyncClient:
     """The connections that all pages share. A proxy set for the internet has no way to this machine."""
-    return httpx.AsyncClient(base_url=url.rstrip("/"), timeout=_TIMEOUT, trust_env=not _is_loopback(url))
+    return Client(base_url=url.rstrip("/"), timeout=_TIMEOUT, trust_env=not _is_loopback(url))
 
 
 def locate(*parts: str) -> str:

@@ -3,24 +3,34 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contracts.transcripts import Names, read_steps
-from tests.stack import Stack
+from tests.stack import Stack, start_stack
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+@pytest.fixture
+def fresh_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
+    """A service of its own: the page shows whole lists, where other tests would leave their things too."""
+    stack = start_stack(tmp_path / "home", import_dirs=[tiny_model])
+    stack.import_model(tiny_model, model_id="smollm2")
+    yield stack
+    assert stack.stop() == 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page_does_what_it_shows(
-    stack: Stack, tiny_model: Path, chat_file: Path, tmp_path: Path
+    fresh_stack: Stack, chat_file: Path, tmp_path: Path
 ) -> None:
-    stack.import_model(tiny_model, model_id="smollm2")
     shutil.copy(chat_file, tmp_path / "train.jsonl")
-    names, shell = Names(), os.environ | {"URL": stack.url, "KEY": stack.key, "no_proxy": "*"}
+    names = Names()
+    shell = os.environ | {"URL": fresh_stack.url, "KEY": fresh_stack.key, "no_proxy": "*"}
     steps = list(read_steps(PAGE))
     assert len(steps) > 20
     for step in steps:
