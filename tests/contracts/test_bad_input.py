@@ -173,6 +173,7 @@ def test_what_may_be_wrong_is_reported_by_its_line(http):
         ),
         ("rows.parquet", b"PAR1", {}),
     ],
+    ids=["jsonl", "csv.gz", "parquet"],  # the bytes of a gzip hold the time, and workers must agree on names
 )
 def test_a_file_is_checked_on_ones_own_machine_as_on_the_server(http, tmp_path, name, content, said):
     path = tmp_path / name
