@@ -9,8 +9,8 @@ from pydantic import BaseModel, WithJsonSchema
 
 from api.errors import ApiError
 from api.schemas import Body
-from trainers.layouts import FORMAT_KEYS, PLAIN_TEXT
 from trainers.specs import Layout
+from trainers.specs.layouts import FORMAT_KEYS, PLAIN_TEXT
 
 FIELDS = ("format", "column_map", "max_invalid_fraction")
 _COLUMN = re.compile(r"column_map\[(.+)\]")  # how the official clients write an object

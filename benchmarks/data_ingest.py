@@ -228,10 +228,10 @@ def prepare_twice(folder: Path, *, n_rows: int, n_rounds: int) -> dict[str, Any]
     """Seconds of a first and of a second use of the same prepared data, imports left out."""
     from transformers import AutoTokenizer
 
-    from trainers.events import Events
-    from trainers.inputs import InputFile
+    from trainers.folders.events import Events
     from trainers.prepare import encode_file
     from trainers.specs import Layout, RunSpec, parse_method, resolve
+    from trainers.tokens.inputs import InputFile
 
     model_dir = folder / "model"
     build_tokenizer(model_dir)

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.stack import Stack, start_stack, wait_for  # noqa: E402
 from tests.tiny import build_model  # noqa: E402
-from tests.trainers.hostile import TEMPLATES  # noqa: E402
-from trainers.chat_template import TemplateRefused, check_chat_template  # noqa: E402
+from tests.trainers.importing.hostile import TEMPLATES  # noqa: E402
+from trainers.models.chat_template import TemplateRefused, check_chat_template  # noqa: E402
 
 
 def main() -> None:

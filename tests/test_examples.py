@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainers.rows import RowError, Rows
+from trainers.rows.files import RowError, Rows
 from trainers.specs import METHODS, Layout, parse_method
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

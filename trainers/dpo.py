@@ -6,11 +6,11 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from trainers import recipe
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
-from trainers.loop import Guarded
+from trainers.folders.checkpoints import Checkpoint
 from trainers.specs.methods import ResolvedDpo
+from trainers.training import recipe
+from trainers.training.attempt import Attempt
+from trainers.training.loop import Guarded
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from trainers.artifacts import Refused, digest_folder, write_json
-from trainers.checkpoints import MANIFEST, Corrupt, verify
-from trainers.ranks import die_with_parent
+from trainers.folders.artifacts import Refused, digest_folder, write_json
+from trainers.folders.checkpoints import MANIFEST, Corrupt, verify
+from trainers.training.ranks import die_with_parent
 
 if TYPE_CHECKING:
-    from trainers.generator import Generator
+    from trainers.serving.generator import Generator
 
 DRAIN_LIMIT_S = 5
 PROBE_LIMIT_S = 300
@@ -53,8 +53,8 @@ def load_generator(
     """The model, on the GPU where there is one, with the adapter merged in memory."""
     import torch
 
-    from trainers.adapters import attach_adapter, find_stop_ids, load_model, load_tokenizer
-    from trainers.generator import Generator
+    from trainers.models.adapters import attach_adapter, find_stop_ids, load_model, load_tokenizer
+    from trainers.serving.generator import Generator
 
     on_gpu = torch.cuda.is_available()
     if dtype == "auto" and on_gpu:
@@ -108,7 +108,7 @@ def compute_fingerprint(digests: list[str], *, dtype: str) -> str:
 
 async def probe(generator: "Generator") -> None:
     """Generate a few tokens, so that `ready` means that generation works."""
-    from trainers.sampling import Sampling
+    from trainers.serving.sampling import Sampling
 
     ids = generator.tokenizer("Hello", add_special_tokens=True)["input_ids"] or [0]
     sampling = Sampling(seed="probe", temperature=1.0, top_p=0.9, top_k=50)
@@ -120,8 +120,8 @@ async def probe(generator: "Generator") -> None:
 
 async def serve(arguments: argparse.Namespace, listener: socket.socket, generator: "Generator") -> int:
     """Serve until SIGTERM (0) or until generation breaks down (1)."""
-    from trainers.engine_http import Engine, create_app
-    from trainers.generator import GenerationFailed
+    from trainers.serving.generator import GenerationFailed
+    from trainers.serving.http import Engine, create_app
 
     digests = [arguments.digest]
     if arguments.adapter:

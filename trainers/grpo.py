@@ -15,20 +15,20 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from trainers import recipe
-from trainers.adapters import find_stop_ids
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
-from trainers.draws import choose_rows, draw_answers, hash_seed
-from trainers.exits import NanLoss
-from trainers.graders import grade
-from trainers.loop import Guarded
-from trainers.prompts import check_room, read_prompt
-from trainers.ranks import rank, sum_ranks
-from trainers.samples import show_answers
-from trainers.scorers import ScorerBeside, require_head
+from trainers.folders.checkpoints import Checkpoint
+from trainers.folders.exits import NanLoss
+from trainers.models.adapters import find_stop_ids
+from trainers.rl.graders import grade
+from trainers.rl.samples import show_answers
+from trainers.rl.scorers import ScorerBeside, require_head
 from trainers.specs.graders import load_grader
 from trainers.specs.methods import ResolvedGrpo
+from trainers.tokens.prompts import check_room, read_prompt
+from trainers.training import recipe
+from trainers.training.attempt import Attempt
+from trainers.training.draws import choose_rows, draw_answers, hash_seed
+from trainers.training.loop import Guarded
+from trainers.training.ranks import rank, sum_ranks
 
 # What TRL calls for the rewards of some answers. Columns of the rows come by name.
 RewardFunction = Callable[..., list[float]]

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainers.artifacts import Refused, report_outcome
-from trainers.import_checks import PICKLED_SUFFIXES, SETTINGS_NAMES, VOCABULARY_NAMES
+from trainers.folders.artifacts import Refused, report_outcome
+from trainers.importing.checks import PICKLED_SUFFIXES, SETTINGS_NAMES, VOCABULARY_NAMES
 
 DATA_FORMATS = ("parquet", "json", "csv")  # the readers of `datasets` that only read; json includes JSONL
 T = TypeVar("T")

@@ -15,15 +15,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from trainers.artifacts import Refused, publish_folder, report_outcome
-from trainers.gguf_header import read_gguf_header
-from trainers.import_checks import (
+from trainers.folders.artifacts import Refused, publish_folder, report_outcome
+from trainers.importing.checks import (
     check_counts,
     check_templates,
     name_templates,
 )
-from trainers.import_files import copy_allowed_files, refuse_unsafe_files
-from trainers.import_loading import (
+from trainers.importing.files import copy_allowed_files, refuse_unsafe_files
+from trainers.importing.gguf_header import read_gguf_header
+from trainers.importing.loading import (
     find_end_of_turn_ids_safely,
     inspect_model,
     load_or_refuse,
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> dict[str, Any]:
         if arguments.base is None:
             return import_model(arguments.source, out_dir=arguments.out_dir)
-        from trainers.import_adapter import import_adapters
+        from trainers.importing.adapter import import_adapters
 
         return import_adapters(
             [arguments.source, *arguments.then],

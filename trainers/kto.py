@@ -7,12 +7,12 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
-from trainers import recipe
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
-from trainers.exits import DataError
-from trainers.loop import Guarded
+from trainers.folders.checkpoints import Checkpoint
+from trainers.folders.exits import DataError
 from trainers.specs.methods import ResolvedKto
+from trainers.training import recipe
+from trainers.training.attempt import Attempt
+from trainers.training.loop import Guarded
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:

@@ -26,15 +26,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from trainers.adapters import (
-    TRAINED_HEAD_KEY,
-    Head,
-    attach_adapter,
-    find_stop_ids,
-    load_model,
-    load_tokenizer,
-)
-from trainers.artifacts import (
+from trainers.folders.artifacts import (
     Refused,
     count_bytes,
     describe_model,
@@ -43,11 +35,19 @@ from trainers.artifacts import (
     report_outcome,
     write_json,
 )
-from trainers.evaluation import EVALUATION_FILE
-from trainers.quantized import do_without as do_without_quantization
+from trainers.folders.evaluation import EVALUATION_FILE
+from trainers.models.adapters import (
+    TRAINED_HEAD_KEY,
+    Head,
+    attach_adapter,
+    find_stop_ids,
+    load_model,
+    load_tokenizer,
+)
+from trainers.models.quantized import do_without as do_without_quantization
+from trainers.models.vocabulary import add_rows, count_rows
 from trainers.specs import SpecError, load_run_spec
 from trainers.specs.parameters import Resolved
-from trainers.vocabulary import add_rows, count_rows
 
 PROMPT_LIMIT_TOKENS = 48
 PROMPTS = (

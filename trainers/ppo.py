@@ -15,14 +15,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerState, get_scheduler, set_seed
 
-from trainers import recipe
-from trainers.adapters import find_stop_ids
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
-from trainers.draws import Texts, choose_rows, hash_seed
-from trainers.exits import NanLoss
-from trainers.ppo_checkpoints import Learner, restore, save_checkpoint
-from trainers.ppo_losses import (
+from trainers.folders.checkpoints import Checkpoint
+from trainers.folders.exits import NanLoss
+from trainers.models.adapters import find_stop_ids
+from trainers.rl.ppo_checkpoints import Learner, restore, save_checkpoint
+from trainers.rl.ppo_losses import (
     KlController,
     estimate_advantages,
     explain_variance,
@@ -31,12 +28,15 @@ from trainers.ppo_losses import (
     value_loss,
     whiten,
 )
-from trainers.ppo_report import PpoReport, describe, wants_checkpointing
-from trainers.ppo_reward import load_scorer
-from trainers.ppo_roles import Policy, Predicted
-from trainers.prompts import check_room, read_prompt
-from trainers.ranks import any_rank, rank, sum_ranks, world_size
+from trainers.rl.ppo_report import PpoReport, describe, wants_checkpointing
+from trainers.rl.ppo_reward import load_scorer
+from trainers.rl.ppo_roles import Policy, Predicted
 from trainers.specs.methods import ResolvedPpo
+from trainers.tokens.prompts import check_room, read_prompt
+from trainers.training import recipe
+from trainers.training.attempt import Attempt
+from trainers.training.draws import Texts, choose_rows, hash_seed
+from trainers.training.ranks import any_rank, rank, sum_ranks, world_size
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:

@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainers import mixing, overlap
-from trainers.artifacts import digest_file, write_json
-from trainers.cache import digest_tokenizer, name_entry, published
-from trainers.checkpoints import Checkpoint, latest_valid
-from trainers.events import Events
-from trainers.examples import Encoder, Example
-from trainers.exits import BAD_DATA_EXIT, DataError, Outcome, write_exit
-from trainers.inputs import InputFile, choose_inputs
-from trainers.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
-from trainers.row_formats import AnyRow, Prompt, Row, RowKind
-from trainers.rows import RowError, Rows
+from trainers.folders.artifacts import digest_file, write_json
+from trainers.folders.cache import digest_tokenizer, name_entry, published
+from trainers.folders.checkpoints import Checkpoint, latest_valid
+from trainers.folders.events import Events
+from trainers.folders.exits import BAD_DATA_EXIT, DataError, Outcome, write_exit
+from trainers.rows.files import RowError, Rows
+from trainers.rows.formats import AnyRow, Prompt, Row, RowKind
 from trainers.specs import METHODS, RunSpec, SpecError, load_run_spec
 from trainers.specs.mixture import Share
+from trainers.tokens import mixing, overlap
+from trainers.tokens.examples import Encoder, Example
+from trainers.tokens.inputs import InputFile, choose_inputs
+from trainers.tokens.prepared import INFO_FILE, ROWS_FILE, Counts, add_counts, read_cached
 
 _BATCH_ROWS = 64
 _LISTED_LINES = 20
@@ -35,8 +35,8 @@ def prepare(run_dir: Path, *, events: Events) -> dict[str, Any]:
     spec = load_run_spec(run_dir)
     events.phase("preparing")
     # Only now: what is wrong with the spec is told without torch.
-    from trainers.eval_prompts import choose_prompts
-    from trainers.run_tokenizer import obtain_tokenizer, report_compression
+    from trainers.tokens.eval_prompts import choose_prompts
+    from trainers.tokens.run_tokenizer import obtain_tokenizer, report_compression
 
     train, validation = choose_inputs(spec, events=events)
     tokenizer = obtain_tokenizer(train, spec=spec, events=events)
@@ -161,11 +161,11 @@ def _encode_into(
 
 def make_encoder(tokenizer: Any, *, spec: RunSpec, settings: dict[str, Any]) -> Encoder:
     """The encoder of what the method learns from."""
-    from trainers.data import ConversationEncoder, find_stop_ids
-    from trainers.labelled import LabelledEncoder
-    from trainers.packing import PackingEncoder
-    from trainers.pairs import PairEncoder
-    from trainers.prompts import PromptEncoder
+    from trainers.tokens.conversations import ConversationEncoder, find_stop_ids
+    from trainers.tokens.labelled import LabelledEncoder
+    from trainers.tokens.packing import PackingEncoder
+    from trainers.tokens.pairs import PairEncoder
+    from trainers.tokens.prompts import PromptEncoder
 
     kind = METHODS[spec.method].learns_from
     if kind == "document":
@@ -206,7 +206,7 @@ def _write_rows(target: Path, source: InputFile, *, encoder: Encoder, method: st
 
 def _see_as_prompt(row: AnyRow) -> AnyRow:
     """A row as methods see it that answer it themselves."""
-    from trainers.prompts import cut_prompt
+    from trainers.tokens.prompts import cut_prompt
 
     return cut_prompt(row, items={}) if isinstance(row, Row | Prompt) else row
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from trainers import sft
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
+from trainers.folders.checkpoints import Checkpoint
+from trainers.training.attempt import Attempt
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:

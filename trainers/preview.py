@@ -13,15 +13,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from trainers.artifacts import write_json
-from trainers.events import Events
-from trainers.examples import Encoder, Example
-from trainers.exits import ChangedBytes, DataError
+from trainers.folders.artifacts import write_json
+from trainers.folders.events import Events
+from trainers.folders.exits import ChangedBytes, DataError
 from trainers.prepare import check_kind, make_encoder
-from trainers.row_formats import AnyRow
-from trainers.rows import RowError, Rows
+from trainers.rows.files import RowError, Rows
+from trainers.rows.formats import AnyRow
 from trainers.specs import METHODS, Layout, RunSpec, SpecError, parse_method, resolve, write_method
 from trainers.specs.fields import Strict
+from trainers.tokens.examples import Encoder, Example
 
 SHOWN_TOKENS = 4096  # of one text
 _FIRST_ROWS = [1, 2, 3]
@@ -84,8 +84,8 @@ class Sight:
 
 def open_sight(request: Request, *, cache_dir: Path) -> Sight:
     """The encoder that a job with these hyperparameters would use. Raises SpecError, DataError."""
-    from trainers.inputs import InputFile
-    from trainers.run_tokenizer import obtain_tokenizer
+    from trainers.tokens.inputs import InputFile
+    from trainers.tokens.run_tokenizer import obtain_tokenizer
 
     method = parse_method(write_method(_known(request.method), request.hyperparameters), None)
     # Only what shapes rows: the rest may name what is not here, and changes nothing of what is shown.
@@ -196,7 +196,7 @@ _NOTHING: Report = {"truncated": False, "tokens": 0, "trainable_tokens": 0, "ful
 
 def split_parts(example: Example) -> Iterator[tuple[str, list[int], list[bool]]]:
     """(name, token ids, which of them are trained) of each text of an example."""
-    from trainers.data import IGNORED
+    from trainers.tokens.conversations import IGNORED
 
     columns = example.columns
     if "labels" in columns:
@@ -216,7 +216,7 @@ _ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")
 
 
 def _describe(sight: Sight, name: str, ids: list[int], trained: list[bool]) -> Report:
-    from trainers.token_texts import describe_tokens
+    from trainers.tokens.token_texts import describe_tokens
 
     tokens = describe_tokens(sight.tokenizer, ids[:SHOWN_TOKENS])
     for token, is_trained in zip(tokens, trained, strict=False):

@@ -10,11 +10,11 @@ from transformers import AutoModelForSequenceClassification, EvalPrediction, set
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
-from trainers import recipe
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
-from trainers.events import drop_nonfinite
-from trainers.loop import Guarded
+from trainers.folders.checkpoints import Checkpoint
+from trainers.folders.events import drop_nonfinite
+from trainers.training import recipe
+from trainers.training.attempt import Attempt
+from trainers.training.loop import Guarded
 
 _SHOWN_PAIRS = 3  # whose scores are kept, with their texts
 _SHOWN_CHARS = 2000  # of each text

@@ -10,13 +10,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from trainers import checkpoints
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint, Corrupt
-from trainers.events import Events
-from trainers.exits import BAD_DATA_EXIT, BadCheckpoint, Outcome, PeerLost, write_exit
+from trainers.folders import checkpoints
+from trainers.folders.checkpoints import Checkpoint, Corrupt
+from trainers.folders.events import Events
+from trainers.folders.exits import BAD_DATA_EXIT, BadCheckpoint, Outcome, PeerLost, write_exit
 from trainers.prepare import pick_checkpoint, prepare
-from trainers.ranks import (
+from trainers.specs import RunSpec, SpecError, load_run_spec
+from trainers.training.attempt import Attempt
+from trainers.training.ranks import (
     Peers,
     StopRequest,
     any_rank,
@@ -27,7 +28,6 @@ from trainers.ranks import (
     rank,
     world_size,
 )
-from trainers.specs import RunSpec, SpecError, load_run_spec
 
 MODULES = {
     "pretraining": "trainers.pretrain",
@@ -95,7 +95,7 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
     if any_rank(stop.requested)[0]:
         outcome.reason, outcome.message = "stopped", "asked to stop before training began"
         return
-    from trainers import quantized  # only now: what is wrong with the spec is told without torch
+    from trainers.models import quantized  # only now: what is wrong with the spec is told without torch
 
     if alone and not quantized.is_quantized(spec.settings()):
         quantized.do_without()

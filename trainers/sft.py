@@ -8,13 +8,13 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from trainers import recipe
-from trainers.attempt import Attempt
-from trainers.checkpoints import Checkpoint
-from trainers.data import IGNORED
-from trainers.loop import Guarded
-from trainers.ranks import world_size
-from trainers.vocabulary import place_tokens
+from trainers.folders.checkpoints import Checkpoint
+from trainers.models.vocabulary import place_tokens
+from trainers.tokens.conversations import IGNORED
+from trainers.training import recipe
+from trainers.training.attempt import Attempt
+from trainers.training.loop import Guarded
+from trainers.training.ranks import world_size
 
 
 def train(attempt: Attempt, *, prepared: dict[str, Any], resume: Checkpoint | None) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from trainers.examples import Example
-from trainers.exits import DataError
-from trainers.packing import PackingEncoder
-from trainers.prepared import Counts
+from trainers.folders.exits import DataError
 from trainers.preview import Sight, answer
-from trainers.row_formats import AnyRow
-from trainers.rows import RowError, count_rows
+from trainers.rows.files import RowError, count_rows
+from trainers.rows.formats import AnyRow
+from trainers.tokens.examples import Example
+from trainers.tokens.packing import PackingEncoder
+from trainers.tokens.prepared import Counts
 
 MAX_ROWS = 5_000  # that are encoded, in some seconds; of a longer file a sample of as many
 _SEED = 0

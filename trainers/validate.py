@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trainers.artifacts import digest_file, write_json
-from trainers.containers import Span, split_file
-from trainers.faults import Unreadable
-from trainers.findings import Findings
-from trainers.layouts import Layout
-from trainers.parquet_rows import BOUNDED_ENV
-from trainers.rows import RowError, Rows, is_too_many
+from trainers.folders.artifacts import digest_file, write_json
+from trainers.rows.containers import Span, split_file
+from trainers.rows.files import RowError, Rows, is_too_many
+from trainers.rows.findings import Findings
+from trainers.rows.parquet import BOUNDED_ENV
+from trainers.specs.faults import Unreadable
+from trainers.specs.layouts import Layout
 
 _SPAWN = get_context("spawn")
 _PART_BYTES = 64 << 20  # at least: a process costs more than it saves on less

@@ -7,9 +7,9 @@ import pytest
 
 from api.methods import EXAMPLES, WITH_TOOLS
 from tests.api.cli_peer import run, serve
-from trainers.layouts import PLAIN_TEXT
-from trainers.row_formats import FORMATS, detect_format, kind_of, read_row
+from trainers.rows.formats import FORMATS, detect_format, kind_of, read_row
 from trainers.specs import METHODS, parse_method
+from trainers.specs.layouts import PLAIN_TEXT
 from trainers.specs.names import ALIASES, IGNORED
 
 

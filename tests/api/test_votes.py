@@ -13,7 +13,7 @@ from api.vote_schemas import CreateVote
 from api.votes import write_row
 from db.models import Vote
 from tests.api.cli_peer import run
-from trainers.row_formats import Pair, detect_format, read_row
+from trainers.rows.formats import Pair, detect_format, read_row
 
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 VOTE: dict[str, Any] = {

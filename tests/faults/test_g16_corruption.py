@@ -10,7 +10,7 @@ from tests.faults.history import Witness
 from tests.faults.injections import DAMAGES
 from tests.stack import Stack, wait_for
 from tests.workers.test_recovery import job_of, submit, wait_for_checkpoint, wait_for_end
-from trainers.checkpoints import list_checkpoints
+from trainers.folders.checkpoints import list_checkpoints
 
 pytestmark = [pytest.mark.faults(g=16), pytest.mark.timeout(3600)]
 FILES = ("adapter_model.safetensors", "optimizer.pt", "MANIFEST.json", "trainer_state.json")

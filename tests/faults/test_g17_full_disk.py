@@ -10,7 +10,7 @@ from tests.faults.history import Witness
 from tests.faults.injections import fill, may_mount, small_disk
 from tests.stack import Stack
 from tests.workers.test_recovery import submit, wait_for_checkpoint, wait_for_end
-from trainers.checkpoints import latest_valid
+from trainers.folders.checkpoints import latest_valid
 
 pytestmark = [
     pytest.mark.faults(g=17),

@@ -111,7 +111,7 @@ def reward_model(tiny_model: Path, tmp_path: Path) -> Path:
 def make_ppo_run(make_run, reward_model: Path) -> Callable[..., Path]:
     """Writes the spec.json of a short PPO run and returns its RUN_DIR."""
     from tests.trainers.judged import QUESTIONS
-    from trainers.artifacts import write_json
+    from trainers.folders.artifacts import write_json
 
     def make(name: str = "1", **settings: Any) -> Path:
         spec_fields = {

@@ -16,13 +16,13 @@ from transformers import (
 )
 
 from tests.tiny import SYMPTOMS
-from trainers import recipe
-from trainers.adapters import TRAINED_HEAD_KEY
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
+from trainers.models.adapters import TRAINED_HEAD_KEY
 from trainers.run import run
 from trainers.specs import RunSpec, parse_method, resolve
 from trainers.specs.methods import ResolvedPpo
+from trainers.training import recipe
+from trainers.training.ranks import StopRequest
 
 PAD = 0
 QUESTIONS = [{"question": f"Patient {i} has {SYMPTOMS[i % 8]}. What now?"} for i in range(16)]

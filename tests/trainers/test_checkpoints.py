@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.injections import DAMAGES, flip
-from trainers.checkpoints import (
+from trainers.folders.checkpoints import (
     MANIFEST,
     Checkpoint,
     Corrupt,
@@ -110,7 +110,7 @@ def test_sealing_again_replaces_what_was_there(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from trainers.checkpoints import rotate, seal, stage
+from trainers.folders.checkpoints import rotate, seal, stage
 root = Path(sys.argv[1])
 for step in range(int(sys.argv[2]), 10**9):
     staged = stage(root, step=step)

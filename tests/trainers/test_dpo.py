@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.trainers.test_reward import pairs
-from trainers.adapters import load_model, load_tokenizer
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
+from trainers.models.adapters import load_model, load_tokenizer
 from trainers.run import run
+from trainers.training.ranks import StopRequest
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from examples.demo import GGUF, fetch_base_model
-from trainers.artifacts import digest_folder
-from trainers.checkpoints import seal, stage
+from trainers.folders.artifacts import digest_folder
+from trainers.folders.checkpoints import seal, stage
 from trainers.importer import import_model
 
 START_LIMIT_S = 300
@@ -579,7 +579,7 @@ def test_a_model_that_has_changed_on_the_disk_is_not_served(tmp_path, tiny_model
 def test_text_stream_never_splits_characters_or_stop_strings(tiny_model):
     from transformers import AutoTokenizer
 
-    from trainers.text_stream import Detokenizer, StopFilter
+    from trainers.tokens.text_stream import Detokenizer, StopFilter
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     text = "Fever 患者咳嗽三天 👩‍⚕️🩺 naïve — Ωμέγα. " * 4
@@ -601,7 +601,7 @@ def test_noise_draws_from_the_softmax():
     import torch
     from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
-    from trainers.sampling import Sampling, build_processors
+    from trainers.serving.sampling import Sampling, build_processors
 
     processors = build_processors()
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -9.0])

@@ -13,17 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import chat_rows
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_sft import adapter_of, equal, train
-from trainers.answers import answer_prompts
-from trainers.attempt import Attempt
-from trainers.checkpoints import list_checkpoints
-from trainers.evaluation import Evaluation
-from trainers.events import Events
-from trainers.exits import DataError, Outcome
-from trainers.loop import Guarded
+from trainers.folders.checkpoints import list_checkpoints
+from trainers.folders.evaluation import Evaluation
+from trainers.folders.events import Events
+from trainers.folders.exits import DataError, Outcome
 from trainers.merge import merge_run
 from trainers.prepare import prepare
-from trainers.ranks import StopRequest
 from trainers.specs import load_run_spec
+from trainers.training.answers import answer_prompts
+from trainers.training.attempt import Attempt
+from trainers.training.loop import Guarded
+from trainers.training.ranks import StopRequest
 
 ASKED = ["Patient 3 has a rash. What now?", "What helps with nausea?"]
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-2, "max_steps": 8, "eval_max_tokens": 12}

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_sft import StopAt
-from trainers.ranks import StopRequest
 from trainers.run import run
+from trainers.training.ranks import StopRequest
 
 pytestmark = pytest.mark.faults(g=4, everyday=True)
 METHODS: dict[str, dict[str, Any]] = {

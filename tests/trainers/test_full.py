@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.trainers.test_reward import pairs
-from trainers.checkpoints import list_checkpoints
 from trainers.engine import load_generator
+from trainers.folders.checkpoints import list_checkpoints
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
 from trainers.run import run
 from trainers.specs import SpecError, parse_method, resolve
+from trainers.training.ranks import StopRequest
 
 
 def train(run_dir: Path) -> dict:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainers.graders import grade, measure_similarity
+from trainers.rl.graders import grade, measure_similarity
 from trainers.specs import SpecError, parse_method
 from trainers.specs.graders import MissingItem, load_grader, read_grader, read_items
 

@@ -17,16 +17,16 @@ from transformers import AutoTokenizer
 from tests.trainers.judged import QUESTIONS, build_steerable_model, make_reward_model
 from tests.trainers.test_sft import StopAt
 from trainers import grpo
-from trainers.adapters import load_model
-from trainers.artifacts import write_json
-from trainers.draws import draw_answers
-from trainers.events import Events
-from trainers.exits import DataError
+from trainers.folders.artifacts import write_json
+from trainers.folders.events import Events
+from trainers.folders.exits import DataError
 from trainers.grpo import GroupSampler
 from trainers.merge import merge_run
+from trainers.models.adapters import load_model
 from trainers.prepare import prepare
-from trainers.ranks import StopRequest
 from trainers.run import run
+from trainers.training.draws import draw_answers
+from trainers.training.ranks import StopRequest
 
 HAS_A_VOWEL = {"type": "regex", "pattern": "[aeiou]"}
 SMALL = {

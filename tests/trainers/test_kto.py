@@ -11,15 +11,15 @@ from datasets import Dataset
 from tests.trainers.test_dpo import log_probability
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_run import LIMIT_S, exit_of, launch, reached, wait_for
-from trainers.adapters import load_model, load_tokenizer
 from trainers.kto import Mismatching
 from trainers.merge import merge_run
+from trainers.models.adapters import load_model, load_tokenizer
 from trainers.prepare import main
-from trainers.prepared import ROWS_FILE
-from trainers.ranks import StopRequest
-from trainers.row_formats import FORMATS, Labelled, detect_format, read_row
+from trainers.rows.formats import FORMATS, Labelled, detect_format, read_row
 from trainers.run import run
 from trainers.specs import SpecError, parse_method, resolve
+from trainers.tokens.prepared import ROWS_FILE
+from trainers.training.ranks import StopRequest
 
 BETA = 0.2
 SETTINGS: dict = {"method": "kto", "learning_rate": 2e-3, "batch_size": 8, "beta": BETA}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainers import merge
-from trainers.artifacts import digest_folder
+from trainers.folders.artifacts import digest_folder
 from trainers.specs import RunSpec, parse_method, resolve
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tests.tiny import chat_rows
 from tests.trainers.test_run import LIMIT_S, exit_of, launch
 from tests.trainers.test_sft import StopAt, train
-from trainers.events import Events
-from trainers.exits import BadCheckpoint, DataError
-from trainers.mixing import draw
+from trainers.folders.events import Events
+from trainers.folders.exits import BadCheckpoint, DataError
 from trainers.prepare import prepare
 from trainers.specs import SpecError
 from trainers.specs.mixture import Share, check_shares, count_mixed
+from trainers.tokens.mixing import draw
 
 
 def tell(answer: str, count: int) -> list[dict]:

@@ -9,14 +9,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import chat_rows
-from trainers.data import ConversationEncoder, find_stop_ids
-from trainers.exits import DataError
+from trainers.folders.exits import DataError
 from trainers.merge import merge_run
-from trainers.prompts import PromptEncoder
-from trainers.ranks import StopRequest
-from trainers.row_formats import Prompt, Row, read_row
+from trainers.rows.formats import Prompt, Row, read_row
 from trainers.run import run
-from trainers.run_tokenizer import read_template
+from trainers.tokens.conversations import ConversationEncoder, find_stop_ids
+from trainers.tokens.prompts import PromptEncoder
+from trainers.tokens.run_tokenizer import read_template
+from trainers.training.ranks import StopRequest
 
 # Of each family the tokens that its template writes, and its beginning and end of text.
 FAMILIES = {

@@ -7,8 +7,8 @@ import pytest
 
 from tests.tiny import chat_rows
 from tests.trainers.test_reward import pairs
-from trainers.events import Events
-from trainers.exits import DataError
+from trainers.folders.events import Events
+from trainers.folders.exits import DataError
 from trainers.prepare import prepare
 from trainers.specs import parse_method
 

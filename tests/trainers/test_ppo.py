@@ -21,11 +21,9 @@ from tests.trainers.judged import (
     make_reward_model,
     ppo_settings,
 )
-from trainers import recipe
-from trainers.draws import Texts, mask_responses
-from trainers.exits import DataError
+from trainers.folders.exits import DataError
 from trainers.ppo import choose_rows
-from trainers.ppo_losses import (
+from trainers.rl.ppo_losses import (
     KlController,
     estimate_advantages,
     explain_variance,
@@ -34,12 +32,14 @@ from trainers.ppo_losses import (
     value_loss,
     whiten,
 )
-from trainers.ppo_reward import ScorerOnBase, load_scorer
-from trainers.ppo_roles import Policy
-from trainers.row_formats import Prompt
-from trainers.run_tokenizer import read_template
-from trainers.scorers import ScorerBeside
+from trainers.rl.ppo_reward import ScorerOnBase, load_scorer
+from trainers.rl.ppo_roles import Policy
+from trainers.rl.scorers import ScorerBeside
+from trainers.rows.formats import Prompt
 from trainers.specs import RunSpec
+from trainers.tokens.run_tokenizer import read_template
+from trainers.training import recipe
+from trainers.training.draws import Texts, mask_responses
 
 EOS = 2
 PROMPTS = [[1, 40, 41], [1, 50, 51, 52, 53, 54], [1, 60]]

@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainers.draws import Texts, mask_responses
-from trainers.ppo_losses import (
+from trainers.rl.ppo_losses import (
     estimate_advantages,
     place_rewards,
     policy_loss,
     value_loss,
     whiten,
 )
-from trainers.ppo_reward import ScorerOnBase
-from trainers.ppo_roles import POLICY, Policy
+from trainers.rl.ppo_reward import ScorerOnBase
+from trainers.rl.ppo_roles import POLICY, Policy
+from trainers.training.draws import Texts, mask_responses
 
 FIXTURE = Path(__file__).parent / "fixtures" / "ppo_oracle.safetensors"
 PAD, EOS = 0, 2

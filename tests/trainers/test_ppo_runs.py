@@ -24,14 +24,14 @@ from tests.trainers.judged import (
     make_reward_model,
 )
 from tests.trainers.test_evaluation import steps_of
-from trainers import recipe
-from trainers.checkpoints import list_checkpoints
-from trainers.layouts import Layout
+from trainers.folders.checkpoints import list_checkpoints
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
-from trainers.rows import Rows
+from trainers.rows.files import Rows
 from trainers.run import run
 from trainers.specs import SpecError, load_run_spec, parse_method, resolve
+from trainers.specs.layouts import Layout
+from trainers.training import recipe
+from trainers.training.ranks import StopRequest
 
 
 def train(run_dir: Path, *, stop: StopRequest | None = None) -> dict:
@@ -346,9 +346,9 @@ def test_another_reward_model_is_another_run(make_ppo_run) -> None:
     ],
 )
 def test_rows_become_prompts(make_ppo_run, tiny_model: Path, row: dict, last: str) -> None:
-    from trainers.events import Events
+    from trainers.folders.events import Events
     from trainers.prepare import prepare
-    from trainers.prompts import read_prompt
+    from trainers.tokens.prompts import read_prompt
 
     run_dir = make_ppo_run(rows=[row])
     prepared = prepare(run_dir, events=Events(None))

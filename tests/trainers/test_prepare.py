@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import CHATML
-from trainers.data import IGNORED, ConversationEncoder, find_stop_ids, load_tokenizer
-from trainers.events import Events
-from trainers.examples import Example
-from trainers.exits import DataError
+from trainers.folders.events import Events
+from trainers.folders.exits import DataError
 from trainers.prepare import prepare
-from trainers.row_formats import Row
+from trainers.rows.formats import Row
 from trainers.specs import Layout
+from trainers.tokens.conversations import IGNORED, ConversationEncoder, find_stop_ids, load_tokenizer
+from trainers.tokens.examples import Example
 
 TURNS = [
     {"role": "user", "content": "I have a fever."},

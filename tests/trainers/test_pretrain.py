@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from trainers.layouts import Layout
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
-from trainers.rows import Rows
+from trainers.rows.files import Rows
 from trainers.run import run
+from trainers.specs.layouts import Layout
+from trainers.training.ranks import StopRequest
 
 TEXTS = [f"Aspirin thins the blood. Case {n}: the patient took {n % 7} tablets and slept." for n in range(60)]
 

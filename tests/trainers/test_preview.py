@@ -10,14 +10,14 @@ import pyarrow
 import pytest
 
 from tests.tiny import build_tokenizer, chat_rows
-from trainers.artifacts import write_json
-from trainers.data import IGNORED, load_tokenizer
-from trainers.events import Events
+from trainers.folders.artifacts import write_json
+from trainers.folders.events import Events
 from trainers.prepare import prepare
-from trainers.prepared import ROWS_FILE
 from trainers.preview import main
-from trainers.rendering import render
-from trainers.token_texts import describe_tokens
+from trainers.tokens.conversations import IGNORED, load_tokenizer
+from trainers.tokens.prepared import ROWS_FILE
+from trainers.tokens.rendering import render
+from trainers.tokens.token_texts import describe_tokens
 
 LONG = " ".join(f"word{i}" for i in range(60))
 CHATS = [

@@ -13,10 +13,10 @@ from transformers import AutoModelForSequenceClassification
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_sft import StopAt, adapter_of, equal, train
 from trainers import merge
-from trainers.quantized import configure_quantization
-from trainers.ranks import StopRequest
+from trainers.models.quantized import configure_quantization
 from trainers.run import run
 from trainers.specs import load_run_spec
+from trainers.training.ranks import StopRequest
 
 FLAGS = {4: {"load_in_4bit": True}, 8: {"load_in_8bit": True}}
 DATA: dict[str, dict[str, Any]] = {

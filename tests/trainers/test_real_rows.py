@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from tests.trainers.test_ppo import make_reward_model
 from tests.trainers.test_sft import train
-from trainers.data import IGNORED
-from trainers.layouts import Layout
+from trainers.specs.layouts import Layout
+from trainers.tokens.conversations import IGNORED
 from trainers.validate import check_file
 
 PROJECT = Path(__file__).parents[2]

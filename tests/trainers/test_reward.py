@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.adapters import TRAINED_HEAD_KEY, load_model, load_tokenizer
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
+from trainers.models.adapters import TRAINED_HEAD_KEY, load_model, load_tokenizer
 from trainers.run import run
+from trainers.training.ranks import StopRequest
 
 SETTINGS: dict[str, Any] = {"learning_rate": 5e-3, "n_epochs": 6, "batch_size": 8, "lora_rank": 8}
 
@@ -61,7 +61,7 @@ def test_it_learns_to_prefer(trained: Path, events_of) -> None:
 
 
 def test_the_head_survives_save_load_and_merge(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
-    from trainers.adapters import attach_adapter
+    from trainers.models.adapters import attach_adapter
 
     report = merge_run(trained, out_dir=tmp_path / "merged")
     assert (report["head"], report["warnings"]) == ("score", [])
@@ -97,7 +97,7 @@ def test_the_head_survives_save_load_and_merge(trained: Path, tiny_model: Path, 
 
 def test_what_the_trainer_evaluates_is_what_the_saved_adapter_says(trained: Path, tiny_model: Path) -> None:
     """Pair by pair, outside of the trainer: so nothing was counted twice and nothing left out."""
-    from trainers.adapters import attach_adapter
+    from trainers.models.adapters import attach_adapter
 
     tokenizer = load_tokenizer(trained / "output")
     model = attach_adapter(

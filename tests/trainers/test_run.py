@@ -16,8 +16,8 @@ import pytest
 
 from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
-from trainers.checkpoints import Checkpoint, list_checkpoints, verify
-from trainers.exits import DataError, Outcome, explain, write_exit
+from trainers.folders.checkpoints import Checkpoint, list_checkpoints, verify
+from trainers.folders.exits import DataError, Outcome, explain, write_exit
 
 LIMIT_S = 300
 

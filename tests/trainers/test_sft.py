@@ -12,11 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainers.checkpoints import list_checkpoints
-from trainers.exits import NanLoss
-from trainers.loop import Guarded
-from trainers.ranks import StopRequest
+from trainers.folders.checkpoints import list_checkpoints
+from trainers.folders.exits import NanLoss
 from trainers.run import run
+from trainers.training.loop import Guarded
+from trainers.training.ranks import StopRequest
 
 
 class StopAt(StopRequest):

@@ -36,7 +36,7 @@ def test_a_run_without_enough_memory_says_so(make_run, tmp_path: Path) -> None:
         "import resource, sys\n"
         "from pathlib import Path\n"
         "import torch, transformers, peft, trl, trainers.sft\n"
-        "from trainers.ranks import StopRequest\n"
+        "from trainers.training.ranks import StopRequest\n"
         "from trainers.run import run\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))\n"

@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.trainers.test_engine import RunningEngine
 from tests.trainers.test_named_templates import FAMILIES, SYSTEM, TALK, tokenizer_of
 from tests.trainers.test_sft import train
-from trainers.data import IGNORED
 from trainers.engine import load_generator
-from trainers.engine_http import Engine, create_app
 from trainers.merge import merge_run
+from trainers.serving.http import Engine, create_app
+from trainers.tokens.conversations import IGNORED
 
 SPACED = [{**message, "content": f" \n {message['content']}  \n\n "} for message in TALK]
 TALKS: dict[str, list[dict[str, Any]]] = {

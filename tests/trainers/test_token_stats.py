@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.trainers.test_preview import CHATS, LONG, PAIRS, PROMPTS, TEXTS
-from trainers.artifacts import write_json
-from trainers.events import Events
+from trainers.folders.artifacts import write_json
+from trainers.folders.events import Events
 from trainers.prepare import prepare
 from trainers.token_stats import main
 

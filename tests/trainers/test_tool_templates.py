@@ -13,14 +13,14 @@ from tests.trainers.test_named_templates import (
     tokenizer_of,
     trained_turns,
 )
-from trainers.data import find_stop_ids, load_tokenizer
-from trainers.exits import DataError
-from trainers.labelled import LabelledEncoder
-from trainers.pairs import PairEncoder
-from trainers.prompts import PromptEncoder, read_prompt
-from trainers.ranks import StopRequest
-from trainers.row_formats import Labelled, Pair, Prompt, Row
+from trainers.folders.exits import DataError
+from trainers.rows.formats import Labelled, Pair, Prompt, Row
 from trainers.run import run
+from trainers.tokens.conversations import find_stop_ids, load_tokenizer
+from trainers.tokens.labelled import LabelledEncoder
+from trainers.tokens.pairs import PairEncoder
+from trainers.tokens.prompts import PromptEncoder, read_prompt
+from trainers.training.ranks import StopRequest
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
 TOOLS_JSON = '{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}'

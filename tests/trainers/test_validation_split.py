@@ -13,13 +13,13 @@ from tests.trainers.test_ppo import QUESTIONS
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_run import LIMIT_S, exit_of, launch
 from tests.trainers.test_sft import StopAt, train
-from trainers.events import Events
-from trainers.exits import DataError
+from trainers.folders.events import Events
+from trainers.folders.exits import DataError
+from trainers.models.vocabulary import PIECES_FILE
 from trainers.prepare import prepare
-from trainers.ranks import StopRequest
 from trainers.run import run
 from trainers.specs import SpecError, parse_method, resolve
-from trainers.vocabulary import PIECES_FILE
+from trainers.training.ranks import StopRequest
 
 ROWS: dict[str, list[dict]] = {
     "supervised": chat_rows(20),

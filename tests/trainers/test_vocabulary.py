@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from tests.tiny import chat_rows
-from trainers.exits import DataError
+from trainers.folders.exits import DataError
 from trainers.merge import merge_run
-from trainers.ranks import StopRequest
+from trainers.models.vocabulary import PIECES_FILE, add_rows, learn_tokens, place_tokens, save_extended
 from trainers.run import run
-from trainers.vocabulary import PIECES_FILE, add_rows, learn_tokens, place_tokens, save_extended
+from trainers.training.ranks import StopRequest
 
 WORDS = ["dyspnoea", "tachycardia", "naïve", "患者咳嗽", "haematuria", "ischaemic stroke", "otitis media"]
 TEXTS = [f"Case {n}: {WORDS[n % 7]}, then {WORDS[n % 3]}; {n % 7} x aspirin, aspirin." for n in range(40)]

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import chat_rows
-from tests.trainers.hostile import edit_json
+from tests.trainers.importing.hostile import edit_json
 from tests.trainers.test_reward import pairs
-from trainers.ranks import StopRequest
 from trainers.run import run
 from trainers.specs import SpecError, load_run_spec, parse_method
+from trainers.training.ranks import StopRequest
 
 ROWS: dict[str, tuple[list[dict], list[dict]]] = {
     "supervised": (chat_rows(16), chat_rows(24)[16:]),

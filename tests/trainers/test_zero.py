@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.test_combinations import REFERENCE
+from tests.trainers.specs.test_combinations import REFERENCE
 from tests.trainers.test_evaluation import steps_of
 from tests.trainers.test_reward import pairs
 from tests.trainers.test_run import LIMIT_S, exit_of, launch
 from tests.trainers.test_sft import equal, train
 from trainers import merge
-from trainers.checkpoints import Checkpoint, list_checkpoints, verify
+from trainers.folders.checkpoints import Checkpoint, list_checkpoints, verify
 
 pytestmark = pytest.mark.long
 

@@ -9,9 +9,9 @@ from db import registry, sources
 from db.models import Job, Model
 from db.session import Database
 from tests.db.world import World
-from tests.trainers.hostile import edit_json
+from tests.trainers.importing.hostile import edit_json
 from tests.trainers.test_merge import write_adapter
-from trainers.artifacts import digest_folder
+from trainers.folders.artifacts import digest_folder
 from trainers.merge import merge_adapters
 from workers import importing
 from workers.settings import WorkerSettings

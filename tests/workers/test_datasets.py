@@ -9,7 +9,7 @@ from db.models import File
 from db.settings import DatabaseSettings
 from tests.db.world import World
 from tests.parquet import write_crashing
-from trainers.containers import MAX_LINE_BYTES
+from trainers.rows.containers import MAX_LINE_BYTES
 from workers import datasets
 from workers.settings import WorkerSettings
 

@@ -13,7 +13,7 @@ from db.sources import HubSource
 from tests.db.world import World
 from tests.hub import COMMIT, Hub, serve_hub
 from tests.tiny import chat_rows
-from tests.trainers import hostile
+from tests.trainers.importing import hostile
 from workers import datasets, importing
 from workers.hub import hide_token
 from workers.settings import WorkerSettings

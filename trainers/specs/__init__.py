@@ -1,8 +1,8 @@
 """What a job asks for and what a run is given; the part of trainers that every process may import."""
 
-from trainers.faults import SpecError
-from trainers.layouts import Layout
+from trainers.specs.faults import SpecError
 from trainers.specs.fields import Resources
+from trainers.specs.layouts import Layout
 from trainers.specs.methods import METHODS
 from trainers.specs.mixture import MixedFile, Share, check_shares, count_mixed
 from trainers.specs.parse import Method, parse_method, write_method

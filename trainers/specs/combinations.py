@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trainers.faults import SpecError
+from trainers.specs.faults import SpecError
 from trainers.specs.zero import SCHEDULES, zero_stage
 
 # Methods whose loop is TRL's: it quantizes and shards. PPO holds several models of its own on one base; and

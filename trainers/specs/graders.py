@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import re2
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from trainers.faults import SpecError
+from trainers.specs.faults import SpecError
 from trainers.specs.fields import Strict
 
 _REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")

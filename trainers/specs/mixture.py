@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainers.faults import SpecError
-from trainers.layouts import Layout
+from trainers.specs.faults import SpecError
 from trainers.specs.fields import Number, Strict
+from trainers.specs.layouts import Layout
 
 MAX_FILES = 16
 

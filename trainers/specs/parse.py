@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from trainers.faults import SpecError
 from trainers.specs.combinations import check_combination
+from trainers.specs.faults import SpecError
 from trainers.specs.fields import Count, Strict, spell_dtype
 from trainers.specs.methods import METHODS, MethodKind
 from trainers.specs.names import ALIASES, DTYPE_FLAGS, IGNORED, JOB_FIELDS, REFUSED

@@ -3,7 +3,7 @@
 from math import ceil, lcm
 from typing import Any
 
-from trainers.faults import SpecError
+from trainers.specs.faults import SpecError
 from trainers.specs.methods import METHODS
 from trainers.specs.parameters import Asked, Resolved
 from trainers.specs.parse import Method

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainers.faults import SpecError
-from trainers.layouts import Layout
+from trainers.specs.faults import SpecError
 from trainers.specs.fields import Resources, Strict
+from trainers.specs.layouts import Layout
 from trainers.specs.methods import METHODS
 from trainers.specs.mixture import MAX_FILES, MixedFile
 from trainers.specs.parameters import Resolved

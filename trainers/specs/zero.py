@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from trainers.faults import SpecError
+from trainers.specs.faults import SpecError
 from trainers.specs.fields import Auto, Count, Number, Strict
 
 PRESETS: dict[str, dict[str, Any]] = {

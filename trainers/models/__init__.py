@@ -1,0 +1,1 @@
+"""Models in memory: loaded, quantized, extended, started from what was trained before."""

@@ -1,0 +1,1 @@
+"""The inside of an engine: its HTTP face and transformers' continuous batching."""

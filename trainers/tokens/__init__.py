@@ -1,0 +1,1 @@
+"""Rows to token ids, as the model's own chat template writes them."""
