@@ -9,6 +9,7 @@ class ParameterObject(BaseModel):
     """A hyperparameter. `null` always means "not given"."""
 
     name: str
+    description: str
     types: list[str] = Field(description="JSON types that are taken.")
     choices: list[str] | None = Field(description="Where strings are taken: which; null for any.")
     minimum: float | int | None

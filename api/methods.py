@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from api.method_schemas import MethodList, MethodObject, ParameterObject, RowFormat
 from trainers.specs import METHODS
+from trainers.specs.descriptions import DESCRIPTIONS
 from trainers.specs.graders import grader_schema
 from trainers.specs.methods import MethodKind
 from trainers.specs.names import ALIASES, DTYPE_FLAGS, IGNORED
@@ -147,6 +148,7 @@ def _describe_parameter(
     }
     return ParameterObject(
         name=name,
+        description=DESCRIPTIONS[name],
         types=list(dict.fromkeys(branch["type"] for branch in branches)),
         choices=choices if choices and None not in choices else None,
         required=required,

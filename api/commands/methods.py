@@ -34,12 +34,13 @@ def methods(
     )
     out.print()
     print_table(
-        ("PARAMETER", "DEFAULT", "VALUES", "OTHER NAMES"),
+        ("PARAMETER", "DEFAULT", "VALUES", "MEANING", "OTHER NAMES"),
         (
             (
                 parameter["name"],
                 "required" if parameter["required"] else json.dumps(parameter["default"]),
                 _describe_values(parameter),
+                parameter["description"],
                 ", ".join(parameter["aliases"]),
             )
             for parameter in method["parameters"]

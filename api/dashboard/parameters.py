@@ -6,9 +6,13 @@ from typing import Any
 from nicegui import ui
 
 from api.dashboard.formats import plain
-from api.dashboard.parameter_words import FIRST, WORDS
 
 _YES_NO = {"yes": True, "no": False}
+# Asked for first; few change the others.
+_FIRST = (
+    "n_epochs", "batch_size", "learning_rate", "max_length", "block_size", "beta", "reward_model",
+    "num_generations", "output_max_length", "chat_template", "lora_rank", "eval_prompts",
+)  # fmt: skip
 # The form asks for these in another way.
 _ELSEWHERE = {"validation_split_percentage"}
 
@@ -21,7 +25,7 @@ class Field:
         self.name = described["name"]
         default = "none" if described["default"] is None else _plain(described["default"])
         hint = " \N{MIDDLE DOT} ".join(
-            text for text in (WORDS.get(self.name, ""), range_of(described)) if text
+            text for text in (described["description"], range_of(described)) if text
         )
         choices = self._choices()
         if choices:
@@ -101,7 +105,7 @@ class Fields:
 
     def __init__(self, method: dict[str, Any], *, changed: Callable[[], None]) -> None:
         described = {one["name"]: one for one in method["parameters"] if one["name"] not in _ELSEWHERE}
-        first = [name for name in FIRST if name in described]
+        first = [name for name in _FIRST if name in described]
         with ui.element("div").classes("grid").style("--least: 230px"):
             made = {name: Field(described[name], changed=changed) for name in first}
         with ui.expansion("Advanced").classes("full-width") as self._fold:

@@ -9,6 +9,7 @@ from api.methods import EXAMPLES, WITH_TOOLS
 from tests.api.cli_peer import run, serve
 from trainers.rows.formats import FORMATS, detect_format, kind_of, read_row
 from trainers.specs import METHODS, parse_method
+from trainers.specs.descriptions import DESCRIPTIONS
 from trainers.specs.layouts import PLAIN_TEXT
 from trainers.specs.names import ALIASES, IGNORED
 
@@ -40,6 +41,8 @@ def test_every_method_is_described(listed, methods):
         assert {found["name"] for found in methods[name]["parameters"]} == set(
             kind.asked.model_fields
         ) - kind.beside
+    told = {found["name"] for method in methods.values() for found in method["parameters"]}
+    assert told == DESCRIPTIONS.keys()
     kinds = methods["grpo"]["grader"]["discriminator"]["mapping"]
     assert set(kinds) == {"string_check", "text_similarity", "regex"}
     assert methods["ppo"]["grader"] is None
@@ -48,6 +51,7 @@ def test_every_method_is_described(listed, methods):
 def test_a_parameter_tells_its_type_bounds_default_and_other_names(methods):
     assert parameter(methods["supervised"], "n_epochs") == {
         "name": "n_epochs",
+        "description": "Passes over the training rows",
         "types": ["string", "integer"],
         "choices": ["auto"],
         "minimum": 1,
@@ -118,6 +122,7 @@ def test_the_command_line_shows_them(listed, monkeypatch):
     assert "loss_type" in one
     assert "sigmoid, hinge, ipo" in one
     assert "lora_r" in one
+    assert "Passes over the training rows" in " ".join(one.split())
     assert json.loads(as_json)["name"] == "dpo"
     assert unknown.exit_code == 1
     assert "dreaming" in unknown.stderr

@@ -1,1 +1,1 @@
-"""What lies on the disk: models, runs, checkpoints, caches; whole or not there. Without torch."""
+"""What lies on the disk: models, runs, checkpoints, caches; whole, or not there."""

@@ -1,10 +1,6 @@
-"""What hyperparameters mean, a line each, and which of them are asked for first."""
+"""What each hyperparameter means, in a line: for forms, the command line and `GET /v1/methods`."""
 
-FIRST = (
-    "n_epochs", "batch_size", "learning_rate", "max_length", "block_size", "beta", "reward_model",
-    "num_generations", "output_max_length", "chat_template", "lora_rank", "eval_prompts",
-)  # fmt: skip
-WORDS = {
+DESCRIPTIONS = {
     "n_epochs": "Passes over the training rows",
     "batch_size": "Rows that a step learns from",
     "micro_batch_size": "Rows at once on a device; the rest of a batch is accumulated",
@@ -20,6 +16,7 @@ WORDS = {
     "max_train_samples": "Take only the first rows",
     "max_eval_samples": "Evaluate on the first rows only",
     "validation_split": "Part or number of rows that are held out",
+    "validation_split_percentage": "The same in percent",
     "max_validation_overlap": "Part of the validation rows that may be training rows too",
     "eval_prompts": "Answered at each evaluation; a line each",
     "eval_max_tokens": "Tokens of those answers",
