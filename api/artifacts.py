@@ -11,8 +11,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.auth import CallerDep
 from api.deps import DatabaseDep, SettingsDep
-from api.job_schemas import ArtifactList, ArtifactObject
 from api.run_files import RunFile, list_run_files, newest_attempt
+from api.schemas.jobs import ArtifactList, ArtifactObject
 from api.settings import ApiSettings
 from db import job_files, jobs
 from db.errors import NotFound

@@ -21,7 +21,7 @@ from api.deps import DatabaseDep, SettingsDep
 from api.disconnect import unless_disconnected
 from api.errors import NEVER_RETRY, ApiError, error_body
 from api.instruments import count_tokens
-from api.schemas import ChatRequest
+from api.schemas.chat import ChatRequest
 from api.watch import Watch, WatchDep
 from db import deployments, registry
 from db.session import Database, clock

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from api.auth import CallerDep
 from api.deps import DatabaseDep
-from api.job_schemas import Curve, CurvesObject
+from api.schemas.jobs import Curve, CurvesObject
 from db import events, jobs
 
 router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])

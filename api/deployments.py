@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query
 from api import render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep
-from api.schemas import CreateDeployment, Deleted, DeploymentList, DeploymentObject
+from api.schemas.common import Deleted
+from api.schemas.deployments import CreateDeployment, DeploymentList, DeploymentObject
 from db import deployments, registry
 
 router = APIRouter(prefix="/deployments", tags=["Deployments"])

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from api.diagnosis_schemas import Diagnosis, Suggestion
 from api.run_files import newest_attempt
+from api.schemas.diagnosis import Diagnosis, Suggestion
 from db.failures import Failure
 from db.models import Job
 from trainers.specs import halve_micro_batch

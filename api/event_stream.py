@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from api import render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep
-from api.job_schemas import EventObject
+from api.schemas.jobs import EventObject
 from api.watch import Watch, WatchDep
 from db import events, jobs
 from db.errors import Conflict

@@ -12,10 +12,11 @@ from api.auth import CallerDep
 from api.deps import After, DatabaseDep, SettingsDep
 from api.errors import ApiError, hint
 from api.once import Once, OnceDep
-from api.report_schemas import FileReport
-from api.schemas import Deleted, FileList, FileObject, Purpose
+from api.schemas.common import Deleted, Purpose
+from api.schemas.files import FileList, FileObject
+from api.schemas.reports import FileReport
+from api.schemas.uploads import ImportFile
 from api.sources import check_hub
-from api.upload_schemas import ImportFile
 from db import blobs, files
 from db.blobs import BlobWriter
 from workers.dispatch import ring

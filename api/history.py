@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query, Response
 from api import render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, Limit, SettingsDep
-from api.job_schemas import CheckpointList, EventList
 from api.run_files import newest_attempt, read_log_piece
+from api.schemas.jobs import CheckpointList, EventList
 from db import checkpoints, events, jobs
 
 router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])

@@ -13,9 +13,9 @@ from api.auth import CallerDep
 from api.deps import METADATA_FILTER, After, DatabaseDep, Limit, SettingsDep
 from api.disconnect import unless_disconnected
 from api.errors import ApiError
-from api.job_schemas import CreateJob, JobList, JobObject, JobStatus, Training
 from api.methods import kinds_taken
 from api.once import OnceDep
+from api.schemas.jobs import CreateJob, JobList, JobObject, JobStatus, Training
 from api.watch import WatchDep
 from db import events, job_files, job_queries, jobs
 from db.errors import NotFound

@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from api import render
 from api.auth import AdminDep
 from api.deps import After, DatabaseDep, Limit, SettingsDep
-from api.key_schemas import CreateKey, KeyList, KeyObject, NewKeyObject
-from api.schemas import Deleted
+from api.schemas.common import Deleted
+from api.schemas.keys import CreateKey, KeyList, KeyObject, NewKeyObject
 from db import keys
 
 router = APIRouter(prefix="/keys", tags=["Keys"])

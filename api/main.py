@@ -41,7 +41,7 @@ from api.auth import KeyFirst, authenticate
 from api.deps import refuse_unknown_query
 from api.key_uses import KeyUses
 from api.middleware import BodyRules, RequestFrame
-from api.schemas import ErrorBody
+from api.schemas.common import ErrorBody
 from api.settings import ApiSettings
 from db.migrate import upgrade
 from db.session import Database

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from api.method_schemas import MethodList, MethodObject, ParameterObject, RowFormat
+from api.schemas.methods import MethodList, MethodObject, ParameterObject, RowFormat
 from trainers.specs import METHODS
 from trainers.specs.descriptions import DESCRIPTIONS
 from trainers.specs.graders import grader_schema

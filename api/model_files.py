@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse
 from api.auth import CallerDep
 from api.deps import DatabaseDep
 from api.run_files import walk_files
-from api.schemas import ModelFileList, ModelFileObject
+from api.schemas.models import ModelFileList, ModelFileObject
 from db import registry
 from db.errors import NotFound
 from db.models import Model

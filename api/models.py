@@ -13,7 +13,8 @@ from api.auth import AdminDep, CallerDep
 from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
 from api.once import OnceDep
-from api.schemas import Deleted, ImportModel, ModelList, ModelObject
+from api.schemas.common import Deleted
+from api.schemas.models import ImportModel, ModelList, ModelObject
 from api.settings import ApiSettings
 from api.sources import check_hub
 from db import adapters, registry, sources

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from api.auth import AdminDep
 from api.deps import DatabaseDep
 from api.errors import ApiError
-from api.node_schemas import DeviceObject, NodeList, NodeObject
+from api.schemas.nodes import DeviceObject, NodeList, NodeObject
 from db import keys, nodes, quarantine
 from db.keys import Caller
 from db.work_models import Node

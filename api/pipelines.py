@@ -12,7 +12,7 @@ from api.auth import CallerDep
 from api.deps import After, DatabaseDep, Limit
 from api.jobs import describe_job, seed_of
 from api.once import OnceDep
-from api.pipeline_schemas import (
+from api.schemas.pipelines import (
     CreatePipeline,
     CreateStage,
     PipelineList,

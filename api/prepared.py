@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from api.auth import AdminDep
 from api.deps import SettingsDep
 from api.errors import ApiError
-from api.schemas import PreparedList, PreparedObject
+from api.schemas.files import PreparedList, PreparedObject
 from db import keys, prepared
 
 router = APIRouter(prefix="/prepared", tags=["Files"])

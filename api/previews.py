@@ -12,7 +12,7 @@ from api.auth import CallerDep
 from api.deps import DatabaseDep
 from api.disconnect import unless_disconnected
 from api.errors import NEVER_RETRY, ApiError
-from api.preview_schemas import FilePreview, FileTokens
+from api.schemas.previews import FilePreview, FileTokens
 from api.watch import Watch, WatchDep
 from db import files, previews, registry
 from db.errors import Conflict

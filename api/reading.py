@@ -8,7 +8,7 @@ from fastapi import Query
 from pydantic import BaseModel, WithJsonSchema
 
 from api.errors import ApiError
-from api.schemas import Body
+from api.schemas.common import Body
 from trainers.specs import Layout
 from trainers.specs.layouts import FORMAT_KEYS, PLAIN_TEXT
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from api.job_schemas import CheckpointObject, EventObject, JobObject
-from api.pipeline_schemas import PipelineObject
-from api.schemas import DeploymentObject, FileObject, LineageObject, ModelObject
-from api.upload_schemas import UploadObject, UploadPartObject
-from api.vote_schemas import VoteObject
+from api.schemas.deployments import DeploymentObject
+from api.schemas.files import FileObject
+from api.schemas.jobs import CheckpointObject, EventObject, JobObject
+from api.schemas.models import LineageObject, ModelObject
+from api.schemas.pipelines import PipelineObject
+from api.schemas.uploads import UploadObject, UploadPartObject
+from api.schemas.votes import VoteObject
 from db import job_files, pipelines
 from db.keys import Caller
 from db.models import ApiKey, Checkpoint, Deployment, Event, File, Job, Model, Pipeline, UploadPart, Vote

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from api import single_job
 from api.auth import CallerDep
 from api.deps import SettingsDep
-from api.job_schemas import JobObject, RetryJob, Training
 from api.jobs import describe_job
 from api.once import OnceDep
+from api.schemas.jobs import JobObject, RetryJob, Training
 from db import job_files, jobs, retries
 from db.models import Job
 from db.new_jobs import NewJob

@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from api import render
 from api.diagnosis import diagnose
-from api.job_schemas import JobObject
+from api.schemas.jobs import JobObject
 from api.settings import ApiSettings
 from db import failures, waiting
 from db.models import Job

@@ -9,8 +9,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
-from api.node_schemas import StorageObject
 from api.nodes import HostAdminDep
+from api.schemas.nodes import StorageObject
 
 router = APIRouter(prefix="/storage", tags=["Nodes"])
 

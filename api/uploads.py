@@ -13,7 +13,7 @@ from api.deps import DatabaseDep, SettingsDep
 from api.errors import ApiError
 from api.intake import describe_form, on_disk
 from api.once import OnceDep
-from api.upload_schemas import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
+from api.schemas.uploads import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
 from db import uploads
 from db.blobs import BlobWriter
 from db.models import UploadPart

@@ -10,8 +10,9 @@ from api import render
 from api.auth import CallerDep
 from api.deps import After, DatabaseDep, Limit, SettingsDep
 from api.once import OnceDep
-from api.schemas import Deleted, FileObject
-from api.vote_schemas import CreateVote, VoteList, VoteObject
+from api.schemas.common import Deleted
+from api.schemas.files import FileObject
+from api.schemas.votes import CreateVote, VoteList, VoteObject
 from db import files, votes
 from db.blobs import BlobWriter
 from db.errors import Conflict

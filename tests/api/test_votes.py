@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.vote_schemas import CreateVote
+from api.schemas.votes import CreateVote
 from api.votes import write_row
 from db.models import Vote
 from tests.api.cli_peer import run

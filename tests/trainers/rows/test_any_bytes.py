@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from api.report_schemas import FileReport
+from api.schemas.reports import FileReport
 from trainers.rows.files import RowError, Rows, count_rows
 from trainers.specs.layouts import CONTAINERS, FORMAT_KEYS, Layout
 from trainers.validate import check_file

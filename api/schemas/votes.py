@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
-from api.schemas import Body, Id
+from api.schemas.common import Body, Id
 
 
 def _check_said(text: str) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.schemas import Body
+from api.schemas.common import Body
 
 Role = Literal["admin", "user"]
 

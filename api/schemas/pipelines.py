@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, StringConstraints, WithJsonSchema
 
-from api.job_schemas import JobError, JobStatus, Training
-from api.schemas import Body
+from api.schemas.common import Body
+from api.schemas.jobs import JobError, JobStatus, Training
 
 MAX_STAGES = 16
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from api.reading import Told
-from api.schemas import Body, FileObject, Id, Purpose
+from api.schemas.common import Body, Id, Purpose
+from api.schemas.files import FileObject
 from db.uploads import MAX_PARTS
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.diagnosis_schemas import Diagnosis
-from api.schemas import Body, Id
+from api.schemas.common import Body, Id
+from api.schemas.diagnosis import Diagnosis
 from trainers.specs import Resources, Share
 from trainers.specs.mixture import MAX_FILES
 
