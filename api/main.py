@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from api import (
@@ -57,7 +58,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: ApiSettings | None = None, database: Database | None = None) -> FastAPI:
     """The HTTP layer over `database`. Both arguments default to what `RESIDENCY_*` says."""
     settings = settings or ApiSettings()
-    app = FastAPI(
+    app = FastAPIOffline(  # without it, the page at /docs asks a CDN for its scripts
         title="Residency",
         summary="Training as a service behind OpenAI's fine-tuning API.",
         lifespan=_lifespan,

@@ -12,7 +12,8 @@ from api.metrics import require_scraper
 from db import keys
 from db.models import ApiKey
 
-PUBLIC = {"/healthz", "/readyz", "/dashboard", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+PUBLIC = {"/healthz", "/readyz", "/dashboard", "/openapi.json"}
+PUBLIC |= {"/docs", "/docs/oauth2-redirect", "/static-offline-docs"}
 VOTE = {
     "prompt": [{"role": "user", "content": "Hi"}],
     "chosen": {"model": "a", "content": "Hello"},

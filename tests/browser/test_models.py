@@ -53,6 +53,7 @@ def test_a_file_is_taken_away_whole(dashboard: Dashboard, page: Page, http: http
 def test_two_answer_side_by_side_and_the_vote_becomes_data(
     dashboard: Dashboard, page: Page, http: httpx.Client, other: str
 ) -> None:
+    before = len(http.get("/votes", params={"limit": 100}).json()["data"])
     dashboard.log_in(page, at="/playground?model=tiny")
     choose(page, "Compare with", other)
     page.get_by_text("Parameters").click()
@@ -68,7 +69,7 @@ def test_two_answer_side_by_side_and_the_vote_becomes_data(
 
     page.get_by_role("button", name="The right one").click()
     expect(page.get_by_text(f"You prefer {other}")).to_be_visible()
-    [vote] = http.get("/votes").json()["data"]
+    vote = http.get("/votes").json()["data"][0]
     assert vote["prompt"] == [{"role": "user", "content": "What helps against a cough?"}]
     assert (vote["chosen"]["model"], vote["rejected"]["model"]) == (other, "tiny")
     assert [vote[side]["content"].split() for side in ("rejected", "chosen")] == [
@@ -80,7 +81,7 @@ def test_two_answer_side_by_side_and_the_vote_becomes_data(
     for answer in answers.all():
         expect(answer.locator(".answer-head")).to_contain_text(re.compile(r"\d+ tokens"), timeout=ANSWERED_MS)
     page.get_by_role("button", name="The left one").last.click()
-    expect(page.get_by_text("2 so far")).to_be_visible()
+    expect(page.get_by_text(f"{before + 2} so far")).to_be_visible()
     newest = http.get("/votes").json()["data"][0]
     assert newest["prompt"][1] == {"role": "assistant", "content": vote["chosen"]["content"]}, (
         "the preferred one"
@@ -89,7 +90,30 @@ def test_two_answer_side_by_side_and_the_vote_becomes_data(
     page.get_by_role("button", name="Export votes").click()
     page.wait_for_url(re.compile("/data/file-"))
     rows = http.get(f"/files/{page.url.rsplit('/', 1)[1]}/content").text.splitlines()
-    assert len(rows) == 2
+    assert len(rows) == before + 2
+
+
+def test_an_answer_is_stopped_and_the_conversation_goes_on(dashboard: Dashboard, page: Page) -> None:
+    dashboard.log_in(page, at="/playground?model=tiny")
+    page.get_by_text("Parameters").click()
+    page.get_by_label("Most tokens").fill("450")
+    page.get_by_label("Temperature").fill("0")
+    ask(page, "What helps against a cough?")
+    told = page.locator(".answer-head")
+    expect(told).to_contain_text("answers", timeout=ANSWERED_MS)
+    page.get_by_role("button", name="Stop").click()
+    expect(told).to_contain_text("stopped")
+    page.get_by_label("Most tokens").fill("8")
+    ask(page, "And at night?")
+    expect(told.last).to_contain_text("8 tokens", timeout=ANSWERED_MS)
+    expect(told.first).to_contain_text("stopped")
+
+
+def test_only_admins_are_offered_to_import(dashboard: Dashboard, page: Page, http: httpx.Client) -> None:
+    made = http.post("/keys", json={"name": "who only trains", "role": "user"}).json()
+    dashboard.log_in(page, at="/models", key=made["key"])
+    expect(page.get_by_role("link", name="tiny", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Import a model")).to_have_count(0)
 
 
 def test_a_model_that_is_gone_is_said_to_be(dashboard: Dashboard, page: Page, watched) -> None:

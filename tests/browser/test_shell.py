@@ -127,3 +127,11 @@ def test_logging_in_while_no_server_answers(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def test_the_description_of_the_api_needs_no_other_host(
+    dashboard: Dashboard, page: Page, watched: Watched
+) -> None:
+    watched.home = dashboard.stack.url
+    page.goto(dashboard.stack.url.removesuffix("/v1") + "/docs")
+    expect(page.get_by_text("Create fine-tuning job")).to_be_visible()

@@ -30,7 +30,8 @@ async def show_models(api: Api) -> None:
     """The list of models."""
     with head("Models"):
         go_button("New job", "/new")
-        ui.button("Import a model", on_click=lambda: _ask_import(api))
+        if api.is_admin:
+            ui.button("Import a model", on_click=lambda: _ask_import(api))
     view = ModelList(api)
     await live(view.fetch, view.show, every_s=_EVERY_S)
 
@@ -46,7 +47,7 @@ class ModelList:
                 empty(
                     "No base model yet",
                     "Every training starts from one. An admin imports it from a folder of the server.",
-                    actions={"Import a model": lambda: _ask_import(api)},
+                    actions={"Import a model": lambda: _ask_import(api)} if api.is_admin else {},
                 )
         with panel("Trained here", flush=True):
             self._results = Table(_COLUMNS)
