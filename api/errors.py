@@ -119,6 +119,8 @@ def _invalid_request(request: Request, error: Exception) -> Response:
     if kind == "json_invalid":
         return error_response(400, code, f"The body is not valid JSON: {problem['ctx']['error']}.")
     param = ".".join(str(part) for part in problem["loc"][1:]) or None
+    if param is None and kind == "value_error":
+        return error_response(400, code, f"Invalid body: {problem['msg'].removeprefix('Value error, ')}.")
     if param is None:
         return error_response(400, code, "The body must be a JSON object (Content-Type: application/json).")
     if kind == "missing":

@@ -6,18 +6,63 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    Dialect,
     Double,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     Text,
+    TypeDecorator,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite only autoincrements INTEGER keys; PostgreSQL should not run out at 2^31.
 BigKey = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def storable(value: Any) -> Any:
+    """`value` without what databases refuse in a text, in all its strings: as the words `\\0` and `\\udc80`.
+
+    PostgreSQL takes no NUL and nobody half of a surrogate pair. What clients send is refused long before; but
+    a job could not end whose trainer's last words held such a thing.
+    """
+    if isinstance(value, str):
+        if value.isascii() and "\0" not in value:
+            return value
+        return value.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return value
+
+
+class AnyText(TypeDecorator[str]):
+    """Text that may come from anywhere."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """What is stored for `value`."""
+        return storable(value)
+
+
+class AnyJSON(TypeDecorator[Any]):
+    """JSON whose strings may come from anywhere."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        """What is stored for `value`."""
+        return storable(value)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """An index into the document is none itself."""
+        return JSON().coerce_compared_value(op, value)
 
 
 class Base(DeclarativeBase):
@@ -33,10 +78,10 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own declaration form)
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON(none_as_null=True),
+        dict[str, Any]: AnyJSON(),
+        list[Any]: AnyJSON(),
         float: Double(),
-        str: Text(),
+        str: AnyText(),
     }
 
 

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from api.dashboard.client import Api, Refused, Trouble
 from api.dashboard.elements import grid, notice, row
-from api.dashboard.formats import number
+from api.dashboard.formats import number, readable
 from api.dashboard.live import act
 
 _CHAT = "/v1/chat/completions"
@@ -59,7 +59,7 @@ class Answer:
             async for _, data in frames:
                 usage = data.get("usage") or usage
                 for choice in data.get("choices") or []:
-                    self.text += choice["delta"].get("content") or ""
+                    self.text += readable(choice["delta"].get("content") or "")
                 self._shown.set_text(self.text.strip())
                 self._told.set_text("answers")
         self.is_whole = True

@@ -80,3 +80,8 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {plain(item)}" for name, item in value.items()) or UNKNOWN
     return str(value)
+
+
+def readable(text: str) -> str:
+    """What a model said, with a mark for each NUL: no page shows one, and no server takes it back."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -36,6 +36,10 @@ def test_numbers(value, words):
     assert formats.number(value) == words
 
 
+def test_what_a_browser_cannot_show_is_replaced():
+    assert formats.readable("Two\0 a day \N{GRINNING FACE}") == "Two\ufffd a day \N{GRINNING FACE}"
+
+
 def test_why_a_job_waits():
     blocked = [
         {"reason": "earlier_jobs", "count": 2},

@@ -72,6 +72,11 @@ def test_bad_bodies_are_400(client, body, code, param):
         assert error["code"] == code
 
 
+def test_what_no_database_takes_is_told(client):
+    answer = client.post(JOBS, json={"model": "m\0", "training_file": "f"})
+    assert "without NUL characters" in error_of(answer, 400)["message"]
+
+
 def test_a_slip_in_a_body_that_may_be_left_out(client):
     answer = client.post(f"{JOBS}/ftjob-x/retry", json={"hyperparameter": {}})
     assert "Did you mean 'hyperparameters'?" in error_of(answer, 400)["message"]

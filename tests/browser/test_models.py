@@ -112,7 +112,7 @@ def test_an_answer_is_stopped_and_the_conversation_goes_on(dashboard: Dashboard,
 def test_only_admins_are_offered_to_import(dashboard: Dashboard, page: Page, http: httpx.Client) -> None:
     made = http.post("/keys", json={"name": "who only trains", "role": "user"}).json()
     dashboard.log_in(page, at="/models", key=made["key"])
-    expect(page.get_by_role("link", name="tiny", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="tiny", exact=True).first).to_be_visible()
     expect(page.get_by_role("button", name="Import a model")).to_have_count(0)
 
 

@@ -46,6 +46,20 @@ def test_reasons(world: World, reason: str | None, status: str, code: str | None
     assert (after.status, (after.error or {}).get("code")) == (status, code)
 
 
+@pytest.mark.parametrize("reason", ["bad_data", "error"])
+def test_last_words_that_no_database_takes_end_an_attempt_too(world: World, reason: str) -> None:
+    job = world.add_job()
+    lease = world.take()
+    said = {"reason": reason, "message": "KeyError: 'a\0b \udc80'"}
+    with tasks.fenced(world.database, lease) as session:
+        finish(session, lease, exit_=said, draining=False)
+    after = world.job(job.id)
+    assert after.status == ("failed" if reason == "bad_data" else "queued")
+    [attempt] = world.attempts(job.id)
+    assert attempt.exit is not None
+    assert attempt.exit["message"] == r"KeyError: 'a\0b \udc80'"
+
+
 @pytest.mark.parametrize("reason", ["stopped", "done", None])
 def test_a_cancelled_job_ends_cancelled_whatever_the_trainer_reached(
     world: World, reason: str | None
