@@ -15,6 +15,7 @@ from api.chat import new_client
 from api.dashboard.client import Api, Unreachable, connect
 
 _AT_ONCE, _ROUNDS = 100, 10
+_MANY_ROUNDS = 100  # one in five is reset at just that moment, on a busy machine fewer
 
 
 @pytest.fixture
@@ -48,15 +49,15 @@ def test_a_connection_reset_at_once_is_a_lost_connection_to_chat(resetting: str)
 
     async def main() -> Counter[bool]:
         seen: Counter[bool] = Counter()
+        rounds = 0
         async with new_client() as client:
-            for _ in range(_ROUNDS):
+            while not seen[True] and rounds < _MANY_ROUNDS:
                 await asyncio.gather(*(ask(client, seen) for _ in range(_AT_ONCE)))
+                rounds += 1
+        assert seen.total() == _AT_ONCE * rounds
         return seen
 
-    seen = uvloop.run(main())
-    assert seen.total() == _AT_ONCE * _ROUNDS
-    # One in five is reset just then; with none among a thousand this test would show nothing.
-    assert seen[True] > 0
+    assert uvloop.run(main())[True] > 0, "no connection was reset at that moment: nothing was tried"
 
 
 def test_and_to_a_page_of_the_dashboard(resetting: str) -> None:
