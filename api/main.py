@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi_offline import FastAPIOffline
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from api import (
+    api_docs,
     artifacts,
     chat,
     curves,
@@ -58,10 +58,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: ApiSettings | None = None, database: Database | None = None) -> FastAPI:
     """The HTTP layer over `database`. Both arguments default to what `RESIDENCY_*` says."""
     settings = settings or ApiSettings()
-    app = FastAPIOffline(  # without it, the page at /docs asks a CDN for its scripts
+    app = FastAPI(
         title="Residency",
         summary="Training as a service behind OpenAI's fine-tuning API.",
         lifespan=_lifespan,
+        docs_url=None,  # the framework's own asks a CDN for its scripts
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -88,6 +89,8 @@ def create_app(settings: ApiSettings | None = None, database: Database | None = 
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.include_router(dashboard_link.router)
+    app.include_router(api_docs.router)
+    app.mount(api_docs.ASSETS_PATH, api_docs.assets)
     return app
 
 

@@ -13,7 +13,7 @@ from db import keys
 from db.models import ApiKey
 
 PUBLIC = {"/healthz", "/readyz", "/dashboard", "/openapi.json"}
-PUBLIC |= {"/docs", "/docs/oauth2-redirect", "/static-offline-docs"}
+PUBLIC |= {"/docs", "/docs/assets"}
 VOTE = {
     "prompt": [{"role": "user", "content": "Hi"}],
     "chosen": {"model": "a", "content": "Hello"},
