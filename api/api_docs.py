@@ -7,7 +7,7 @@ from starlette.staticfiles import StaticFiles
 
 router = APIRouter(include_in_schema=False)
 ASSETS_PATH = "/docs/assets"
-# Of the wheel only the files: routes that are made anew around each app stay in a cache, and every app with them.
+# Of the wheel only the files: routes made anew around each app stay in a cache, and every app with them.
 assets = StaticFiles(packages=[("fastapi_offline", "static")])
 
 
