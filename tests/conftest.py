@@ -19,6 +19,7 @@ from typing import Any
 
 import pgserver
 import pytest
+from filelock import FileLock
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import make_url
 
@@ -34,6 +35,17 @@ from tests.tiny import build_model, chat_rows
 def pytest_report_header() -> str:
     """What replays the choices of this run."""
     return f"FAULTS_SEED={parts.SEED}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a service of their own come first: it has ended when the one that others share begins."""
+    items.sort(key=lambda item: not _has_own_stack(item))
+
+
+def _has_own_stack(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    stacks = item._fixtureinfo.name2fixturedefs.get("stack", ())
+    return any(stack.scope == "module" for stack in stacks[-1:])
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +142,17 @@ def world(database: Database, tmp_path: Path) -> World:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with a random llama: 2 layers, hidden size 64, about 150 k parameters."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    build_model(folder)
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A Hugging Face folder with a random llama: 2 layers, hidden size 64, about 150 k parameters.
+
+    The processes of one run of the tests share it: making it takes torch, which few of them need otherwise.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "models" / "tiny"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            build_model(folder)
     return folder
 
 

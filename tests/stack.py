@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 T = TypeVar("T")
+CERTIFICATES = ssl.create_default_context()  # read once, not by each of the many clients of each test
 # Production waits a minute before it believes that a worker is dead; tests have less patience.
 METRICS_TOKEN = "a-token-for-whoever-watches"
 FAST = {
@@ -28,7 +30,7 @@ FAST = {
 }
 
 
-def wait_for(ask: Callable[[], T], *, within_s: float, what: str, every_s: float = 0.1) -> T:
+def wait_for(ask: Callable[[], T], *, within_s: float, what: str, every_s: float = 0.2) -> T:
     """The first truthy answer of `ask`; fails with `what` when none comes in time."""
     deadline = time.monotonic() + within_s
     while not (answer := ask()):
@@ -72,12 +74,17 @@ class Stack:
 
     def sdk(self, **options: Any) -> OpenAI:
         """The official client, unchanged."""
-        return OpenAI(base_url=self.url, api_key=self.key, **options)
+        client = DefaultHttpxClient(verify=CERTIFICATES)
+        return OpenAI(base_url=self.url, api_key=self.key, http_client=client, **options)
 
     def http(self) -> httpx.Client:
         """A plain client with the key set."""
         return httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=300, trust_env=False
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=300,
+            trust_env=False,
+            verify=CERTIFICATES,
         )
 
     def import_model(self, folder: Path, *, model_id: str) -> None:
@@ -133,7 +140,7 @@ def start_stack(
     def ready() -> bool:
         assert process.poll() is None, home.with_suffix(".log").read_text()
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5, verify=CERTIFICATES).is_success
         except httpx.TransportError:
             return False
 

@@ -21,6 +21,7 @@ import uvicorn
 
 from trainers.folders.artifacts import Refused, digest_folder, write_json
 from trainers.folders.checkpoints import MANIFEST, Corrupt, verify
+from trainers.models.libraries import MODELS, QUANTIZATION, SHARDING, do_without, preload
 from trainers.training.ranks import die_with_parent
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def load_generator(
     model_dir: Path, *, adapter_dir: Path | None, dtype: str, kv_cache_gib: float | None
 ) -> "Generator":
     """The model, on the GPU where there is one, with the adapter merged in memory."""
+    preload("trainers.serving.generator", *MODELS, *(["peft"] if adapter_dir else []))
     import torch
 
     from trainers.models.adapters import attach_adapter, find_stop_ids, load_model, load_tokenizer
@@ -199,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(argv: list[Any] | None = None) -> None:
     """Run and leave, whatever threads a failure has left behind."""
+    do_without(QUANTIZATION, SHARDING)
     code = main(argv)
     logging.shutdown()
     os._exit(code)

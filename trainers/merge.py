@@ -44,7 +44,7 @@ from trainers.models.adapters import (
     load_model,
     load_tokenizer,
 )
-from trainers.models.quantized import do_without as do_without_quantization
+from trainers.models.libraries import MODELS, QUANTIZATION, SHARDING, do_without, preload
 from trainers.models.vocabulary import add_rows, count_rows
 from trainers.specs import SpecError, load_run_spec
 from trainers.specs.parameters import Resolved
@@ -390,11 +390,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if argv is None:  # a process of its own
+        do_without(QUANTIZATION, SHARDING)
+        preload(*MODELS, "peft")
     return report_outcome(
         lambda: merge_run(arguments.run_dir, out_dir=arguments.out_dir), to=arguments.report
     )
 
 
 if __name__ == "__main__":
-    do_without_quantization()
     sys.exit(main())

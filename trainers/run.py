@@ -8,12 +8,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from trainers.folders import checkpoints
 from trainers.folders.checkpoints import Checkpoint, Corrupt
 from trainers.folders.events import Events
 from trainers.folders.exits import BAD_DATA_EXIT, BadCheckpoint, Outcome, PeerLost, write_exit
+from trainers.models.libraries import QUANTIZATION, SHARDING, do_without, preload
 from trainers.prepare import pick_checkpoint, prepare
 from trainers.specs import RunSpec, SpecError, load_run_spec
 from trainers.training.attempt import Attempt
@@ -87,6 +89,7 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
         raise SpecError(
             f"started with {world_size()} processes, but the spec asks for {spec.resources.processes}"
         )
+    method = _import_method(spec, alone=alone)  # on the other ranks, while the first prepares
     prepared = _obtain_prepared(run_dir, stop=stop, events=events)
     resume = _agree_on_checkpoint(run_dir, spec=spec, prepared=prepared, events=events)
     if resume:
@@ -95,13 +98,21 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
     if any_rank(stop.requested)[0]:
         outcome.reason, outcome.message = "stopped", "asked to stop before training began"
         return
-    from trainers.models import quantized  # only now: what is wrong with the spec is told without torch
-
-    if alone and not quantized.is_quantized(spec.settings()):
-        quantized.do_without()
     attempt = Attempt(run_dir, spec=spec, events=events, stop=stop, outcome=outcome)
-    method = importlib.import_module(MODULES[spec.method])
     method.train(attempt, prepared=prepared, resume=resume)
+
+
+def _import_method(spec: RunSpec, *, alone: bool) -> ModuleType:
+    from trainers.models.quantized import is_quantized  # only now: what is wrong with the spec needs no torch
+
+    settings = spec.settings()
+    if alone and not is_quantized(settings):
+        do_without(QUANTIZATION)
+    if alone and not settings.deepspeed:
+        do_without(SHARDING)
+    name = MODULES[spec.method]
+    preload(name)
+    return importlib.import_module(name)
 
 
 def _obtain_prepared(run_dir: Path, *, stop: StopRequest, events: Events) -> dict[str, Any]:

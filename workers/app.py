@@ -39,26 +39,17 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     # Losing the broker must not touch work that runs: it needs only the database.
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # A caller that rings while Redis is away must get on at once; the beat rings again. Without `max_retries`
-    # one ring holds its thread for 6 s. Workers reconnect by the settings above, not by this one.
-    broker_transport_options={"socket_connect_timeout": 2.0, "max_retries": 0},
+    # A caller that rings while Redis is away must get on at once; workers look around by themselves. Without
+    # `max_retries` one ring holds its thread for 6 s. Workers reconnect by the settings above, not by this.
+    broker_transport_options={"socket_connect_timeout": 2.0, "socket_timeout": 5.0, "max_retries": 0},
     task_default_queue="cpu",
+    worker_direct=True,  # each has a queue of its own too: see workers/tick.py
     task_create_missing_queues=True,
     worker_hijack_root_logger=False,
     worker_send_task_events=False,
     event_queue_expires=60,
     timezone="UTC",
-    # At most one unread ring a queue a tick: fifty once piled up behind one busy slot.
     beat_schedule={
-        f"ring-{queue}": {
-            "task": RING_TASK,
-            "schedule": settings.tick_s,
-            "args": (queue,),
-            "options": {"queue": queue, "expires": settings.tick_s},
-        }
-        for queue in QUEUES
-    }
-    | {
         "upkeep": {
             "task": UPKEEP_TASK,
             "schedule": _UPKEEP_EVERY_S,

@@ -14,7 +14,7 @@ from db.nodes import Facts
 from db.session import Database
 from db.tasks import Lease
 from trainers import specs
-from workers import datasets, dispatch, gang, importing, leases, merge, nodes, previews, shutdown, train
+from workers import datasets, dispatch, gang, importing, leases, merge, nodes, previews, shutdown, tick, train
 from workers.app import RING_TASK, app, database, settings
 from workers.wakefulness import Wakefulness
 
@@ -149,5 +149,6 @@ def _say_goodbye(**_: object) -> None:
             logger.warning("the database cannot be told that this worker stops: %s", error)
 
 
+app.steps["worker"].add(tick.Ticks)  # pyright: ignore[reportOptionalSubscript] (never None)
 worker_process_init.connect(shutdown.die_with_parent)
 worker_shutting_down.connect(shutdown.tell_children)

@@ -3,7 +3,7 @@
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stack import METRICS_TOKEN, Stack, wait_for
+from tests.stack import CERTIFICATES, METRICS_TOKEN, Stack, wait_for
 
 SHOWN_WITHIN_S = 60.0
 
@@ -15,6 +15,7 @@ def read(stack: Stack, name: str, **labels: str) -> float:
         headers={"authorization": f"Bearer {METRICS_TOKEN}"},
         timeout=60,
         trust_env=False,
+        verify=CERTIFICATES,
     )
     assert answer.status_code == 200, answer.text
     return sum(

@@ -57,6 +57,7 @@ def wait_for_checkpoint(stack: Stack, job_id: str) -> None:
         lambda: client.fine_tuning.jobs.checkpoints.list(job_id).data,
         within_s=200,
         what="the first checkpoint",
+        every_s=0.3,
     )
 
 
@@ -84,6 +85,7 @@ def wait_for_message(stack: Stack, job_id: str, start: str) -> None:
         lambda: any(message.startswith(start) for message in messages_of(stack, job_id)),
         within_s=200,
         what=f"an event {start!r}",
+        every_s=0.3,
     )
 
 

@@ -19,6 +19,7 @@ from trainers.importing.checks import (
     refuse_code,
 )
 from trainers.models.chat_template import find_end_of_turn_ids
+from trainers.models.libraries import MODELS, preload
 
 _LOAD_ERRORS = (
     ArithmeticError,
@@ -101,6 +102,7 @@ def check_model_type(config: dict[str, Any]) -> None:
 
 def load_or_refuse(load: Callable[[], Loaded], *, code: str = "load_failed") -> Loaded:
     """What `load` returns. Raises Refused with `code` when the files, and not this program, are at fault."""
+    preload(*MODELS)
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 

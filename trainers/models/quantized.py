@@ -1,7 +1,6 @@
 """A frozen base in 8 or 4 bits under a LoRA adapter (Dettmers et al. 2022, 2023)."""
 
 import importlib.util
-import sys
 from typing import Any
 
 import torch
@@ -39,13 +38,6 @@ def configure_quantization(settings: Resolved, *, dtype: torch.dtype) -> dict[st
         llm_int8_skip_modules=HEADS,
     )
     return {"quantization_config": config}
-
-
-def do_without() -> None:
-    """Hide bitsandbytes from this process, where peft would import it: it brings torch's compiler along, a
-    fifth of the time that a trainer takes to start.
-    """
-    sys.modules.setdefault("bitsandbytes", None)  # pyright: ignore[reportArgumentType] (documented: no module)
 
 
 def keep_differentiable(model: torch.nn.Module) -> None:
