@@ -16,7 +16,7 @@ from db.states import JOB_TERMINAL
 from db.work_models import Attempt, Task
 from tests.faults import parts
 from tests.faults.history import Witness
-from tests.faults.injections import frozen
+from tests.faults.injections import frozen, slow_down
 from tests.stack import Stack, wait_for
 from tests.workers.test_recovery import RESUMED, submit, wait_for_checkpoint, wait_for_end, wait_for_message
 
@@ -84,6 +84,7 @@ def test_a_stale_owner_changes_nothing_and_its_trainers_die(
     run_dir = stack.home / "runs" / job_id / "1"
     stale = parts.attempts(stack, "train", job_id, 1)
     assert len(stale) >= 2, "torchrun and its rank"
+    slow_down(stale)
     workers = [*parts.part(stack, "worker-train"), *parts.part(stack, "worker-cpu")]
 
     with second_node(stack, env):

@@ -102,8 +102,10 @@ def test_g13_an_api_that_is_told_to_stop_drops_no_request(stack: Stack) -> None:
     def ask() -> Counter[str]:
         told: Counter[str] = Counter()
         while not over.is_set():
-            with httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {stack.key}"}) as client:
-                try:  # a connection each: one that waits idle may be closed by either side
+            with (
+                stack.http() as client
+            ):  # a connection each: one that waits idle may be closed by either side
+                try:
                     told[str(client.get("/models", timeout=30).status_code)] += 1
                 except httpx.ConnectError:  # nothing was sent, so nothing is lost
                     told["away"] += 1

@@ -17,7 +17,7 @@ from db.session import Database
 from tests.deploy.compose_stack import ComposeStack, compose_stack
 from tests.faults import meters, parts
 from tests.faults.history import Witness
-from tests.faults.injections import Proxy, frozen, is_gone
+from tests.faults.injections import Proxy, frozen, is_gone, slow_down
 from tests.stack import FAST, Stack, processes_of, start_stack, wait_for
 from tests.workers.test_real_servers import free_port, running_redis
 from tests.workers.test_recovery import job_of, submit, wait_for_checkpoint, wait_for_end
@@ -157,7 +157,7 @@ def servers(request: pytest.FixtureRequest, stack: Stack) -> OwnServers | Server
 def test_g11_redis_is_killed_and_wiped(
     stack: Stack, servers: OwnServers, chat_file: Path, judge: Callable[..., Witness]
 ) -> None:
-    n_queued = 60 if parts.IN_FULL else 2
+    n_queued = 60 if parts.IN_FULL else 1
     job_ids = [submit(stack, chat_file, max_steps=10, save_steps=5) for _ in range(n_queued)]
     wait_for(lambda: job_of(stack, job_ids[0])["status"] == "running", within_s=200, what="the first to run")
 
@@ -199,6 +199,7 @@ def test_g12_postgresql_crashes_and_comes_back(
     job_id = submit(stack, chat_file, save_steps=3, logging_steps=1)
     wait_for_checkpoint(stack, job_id)
     trainers = parts.attempts(stack, "train", job_id, 1)
+    slow_down(trainers)
 
     with servers.database_away():  # for less than a lease
         assert_unavailable(stack, for_s=3)

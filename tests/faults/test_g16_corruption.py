@@ -21,7 +21,7 @@ def checkpoints_of(stack: Stack, job_id: str) -> list[tuple[int, Path]]:
     return list_checkpoints(stack.home / "runs" / job_id / "1" / "checkpoints")
 
 
-@parts.repeated(len(FILES) * len(DAMAGES), long=True)
+@parts.repeated(len(FILES) * len(DAMAGES))
 def test_training_falls_back_and_the_deployment_names_the_file(
     stack: Stack, chat_file: Path, judge: Callable[..., Witness], number: int
 ) -> None:

@@ -29,7 +29,7 @@ def disk(stack: Stack) -> Iterator[Path]:
         yield runs_dir
 
 
-@parts.repeated(5, long=True)
+@parts.repeated(5)
 def test_a_job_on_a_full_disk_fails_by_name_and_keeps_its_checkpoint(
     stack: Stack, disk: Path, chat_file: Path, judge: Callable[..., Witness]
 ) -> None:

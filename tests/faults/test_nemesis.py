@@ -187,5 +187,5 @@ def rage_over(stack: Stack, chat_file: Path, *, seed: int, n_jobs: int, rage_s: 
 @pytest.mark.faults(g=1)
 @pytest.mark.timeout(4 * 3600)
 def test_g01_nothing_is_lost_or_run_twice_while_a_nemesis_rages(stack: Stack, chat_file: Path) -> None:
-    n_jobs, rage_s = (60, 1800.0) if parts.IN_FULL else (3, 45.0)
+    n_jobs, rage_s = (60, 1800.0) if parts.IN_FULL else (2, 30.0)
     print(rage_over(stack, chat_file, seed=parts.SEED, n_jobs=n_jobs, rage_s=rage_s))  # noqa: T201
