@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def measure(folder: Path, *, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "benchmark": "gpu_quantized",
         "gpu": gpu_name(),
-        "versions": versions() | {name: version(name) for name in ("bitsandbytes", "deepspeed")},
+        "versions": versions()
+        | {name: version(name) for name in ("bitsandbytes", "deepspeed") if find_spec(name)},
         "parameters": build(folder / "model", shape | {"intermediate_size": 4 * options.hidden}),
         "runs": {},
     }

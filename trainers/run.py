@@ -89,6 +89,7 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
         raise SpecError(
             f"started with {world_size()} processes, but the spec asks for {spec.resources.processes}"
         )
+    events.phase("preparing")
     method = _import_method(spec, alone=alone)  # on the other ranks, while the first prepares
     prepared = _obtain_prepared(run_dir, stop=stop, events=events)
     resume = _agree_on_checkpoint(run_dir, spec=spec, prepared=prepared, events=events)
