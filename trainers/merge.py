@@ -45,9 +45,9 @@ from trainers.models.adapters import (
     load_tokenizer,
 )
 from trainers.models.libraries import MODELS, QUANTIZATION, SHARDING, do_without, preload
+from trainers.models.quantized import describe_quantization
 from trainers.models.vocabulary import add_rows, count_rows
 from trainers.specs import SpecError, load_run_spec
-from trainers.specs.parameters import Resolved
 
 PROMPT_LIMIT_TOKENS = 48
 PROMPTS = (
@@ -81,18 +81,6 @@ def merge_run(run_dir: Path, *, out_dir: Path) -> dict[str, Any]:
     report = merge_adapters(base_dir, adapter_dirs=[trained], out_dir=out_dir, head=head, evaluation=kept)
     report["warnings"] += describe_quantization(settings)
     return report
-
-
-def describe_quantization(settings: Resolved) -> list[dict[str, str]]:
-    """A warning where the adapter learned on rounded weights, and is now on those that were not."""
-    if not (settings.load_in_8bit or settings.load_in_4bit):
-        return []
-    bits = 4 if settings.load_in_4bit else 8
-    message = (
-        f"The adapter was trained on the base in {bits} bits and merged into the base as it is stored: "
-        "answers may differ a little from what training saw."
-    )
-    return [{"code": "trained_on_quantized_base", "message": message}]
 
 
 def merge_adapters(

@@ -90,7 +90,7 @@ def _attempt(run_dir: Path, *, stop: StopRequest, events: Events, outcome: Outco
             f"started with {world_size()} processes, but the spec asks for {spec.resources.processes}"
         )
     events.phase("preparing")
-    method = _import_method(spec, alone=alone)  # on the other ranks, while the first prepares
+    method = _import_method(spec, alone=alone)  # on all ranks at once: the others then wait for the first
     prepared = _obtain_prepared(run_dir, stop=stop, events=events)
     resume = _agree_on_checkpoint(run_dir, spec=spec, prepared=prepared, events=events)
     if resume:

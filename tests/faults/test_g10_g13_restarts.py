@@ -102,9 +102,7 @@ def test_g13_an_api_that_is_told_to_stop_drops_no_request(stack: Stack) -> None:
     def ask() -> Counter[str]:
         told: Counter[str] = Counter()
         while not over.is_set():
-            with (
-                stack.http() as client
-            ):  # a connection each: one that waits idle may be closed by either side
+            with stack.http() as client:  # a connection each: either side may close an idle one
                 try:
                     told[str(client.get("/models", timeout=30).status_code)] += 1
                 except httpx.ConnectError:  # nothing was sent, so nothing is lost

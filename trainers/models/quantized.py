@@ -40,6 +40,18 @@ def configure_quantization(settings: Resolved, *, dtype: torch.dtype) -> dict[st
     return {"quantization_config": config}
 
 
+def describe_quantization(settings: Resolved) -> list[dict[str, str]]:
+    """A warning where the adapter learned on rounded weights, and is now on those that were not."""
+    if not is_quantized(settings):
+        return []
+    bits = 4 if settings.load_in_4bit else 8
+    message = (
+        f"The adapter was trained on the base in {bits} bits and merged into the base as it is stored: "
+        "answers may differ a little from what training saw."
+    )
+    return [{"code": "trained_on_quantized_base", "message": message}]
+
+
 def keep_differentiable(model: torch.nn.Module) -> None:
     """Keeps 4-bit layers from packing their weights for this CPU's fast inference in the first evaluation.
 
