@@ -18,6 +18,14 @@ def panel(page: Page, title: str) -> Locator:
     return page.locator("section.panel").filter(has=page.get_by_role("heading", name=title, exact=True))
 
 
+def go_to(page: Page, section: str) -> None:
+    """Follow a link of the navigation to its page. Until that stands, the old one can still be clicked."""
+    link = page.get_by_role("navigation", name="Pages").get_by_role("link", name=section, exact=True)
+    address = str(link.get_attribute("href"))
+    link.click()
+    page.wait_for_url(f"**{address}")
+
+
 def choose(page: Page, label: str, option: str) -> None:
     """Take an option of a list."""
     page.get_by_label(label).click()

@@ -8,7 +8,7 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard
-from tests.browser.steps import ask, choose, drop, lines, panel, uploaded
+from tests.browser.steps import ask, choose, drop, go_to, lines, panel, uploaded
 from tests.stack import Stack, wait_for
 
 ROWS = [
@@ -41,7 +41,7 @@ def mend_a_file(page: Page) -> None:
     fault = panel(page, "Faults").get_by_role("row").filter(has_text="did you mean 'messages'?")
     expect(fault.get_by_role("cell").first).to_have_text("17")
 
-    page.get_by_role("link", name="Data").first.click()
+    go_to(page, "Data")
     drop(page, lines(ROWS), name="mended.jsonl")
     page.goto(re.sub(r"/data.*", f"/data/{uploaded(page, 'mended.jsonl')}", page.url))
     expect(page.locator(".job-status .pill")).to_have_text("processed", timeout=60_000)
@@ -93,7 +93,7 @@ def last_step(http: httpx.Client, job_id: str) -> int:
 def deploy_what_it_made(page: Page) -> str:
     """Have an engine hold the new model; its name."""
     made = page.get_by_text(re.compile(r"^ft:.*:story:")).first.inner_text()
-    page.get_by_role("link", name="Models").first.click()
+    go_to(page, "Models")
     page.get_by_role("link", name=made, exact=True).click()
     engine = panel(page, "Engine")
     engine.get_by_role("button", name="Deploy", exact=True).click()
@@ -103,7 +103,7 @@ def deploy_what_it_made(page: Page) -> str:
 
 def chat_and_vote(page: Page, http: httpx.Client, made: str) -> None:
     """Ask the new model and its base the same, prefer the new one's answer, and make data of that."""
-    page.get_by_role("link", name="Playground").first.click()
+    go_to(page, "Playground")
     choose(page, "Model", made)
     choose(page, "Compare with", "tiny")
     ask(page, "Dose 3?")
@@ -129,7 +129,7 @@ def chat_and_vote(page: Page, http: httpx.Client, made: str) -> None:
 
 def make_use_and_revoke_a_key(page: Page, stack: Stack) -> None:
     """A key works from the moment it is made until it is revoked."""
-    page.get_by_role("link", name="Admin").first.click()
+    go_to(page, "Admin")
     page.get_by_role("button", name="New key").click()
     page.get_by_label("Name").fill("of the story")
     page.get_by_role("button", name="Make the key").click()
