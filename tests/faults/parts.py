@@ -59,6 +59,7 @@ def attempts(
 ) -> list[psutil.Process]:
     """Living processes with the marker of an attempt of this stack, whatever they have become since."""
     inside = str(stack.home)
+    asked = (kind, job_id, str(token) if token else "")
     found = []
     for process in psutil.process_iter():
         try:
@@ -66,8 +67,9 @@ def attempts(
             here = inside in process.cwd() and process.status() != psutil.STATUS_ZOMBIE
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        named = [field for field in (kind, job_id, token and str(token)) if field]
-        if mark and here and all(field in mark.split("/") for field in named):
+        # Of the installation, then these three; in a gang the rank of the host may follow.
+        named = zip(asked, mark.split("/")[1:], strict=False)
+        if mark and here and all(wanted in ("", field) for wanted, field in named):
             found.append(process)
     return found
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.faults import parts
 from tests.faults.injections import Proxy, fill, frozen, kill, may_mount, small_disk
+from tests.stack import Stack
+from workers.processes import MARKER
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -106,3 +109,12 @@ def test_a_small_disk_is_full_until_the_ballast_goes(tmp_path: Path):
         ballast.unlink()
         (tmp_path / "a").write_bytes(b"x" * 100_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_is_told_from_the_rank_of_a_host(tmp_path: Path):
+    second_on_second_host = {MARKER: "0123/train/ftjob-a/2/1"}
+    with subprocess.Popen(["/bin/sleep", "600"], cwd=tmp_path, env=second_on_second_host) as child:
+        stack = Stack(tmp_path, 0, child, "")
+        found = [parts.attempts(stack, "train", "ftjob-a", token) for token in (None, 2, 1)]
+        child.kill()
+    assert [[process.pid for process in some] for some in found] == [[child.pid], [child.pid], []]
