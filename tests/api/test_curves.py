@@ -78,6 +78,12 @@ def test_whoever_asks_again_is_told_only_what_is_new(client, world, job_id):
     assert news.headers["etag"] != tag
 
 
+def test_a_long_run_is_thinned_to_500_points_a_series(client, world, job_id):
+    report(world, job_id, *({"step": step, "a": step / 7.0, "b": -step / 7.0} for step in range(1, 1001)))
+    series = client.get(f"{JOBS}/{job_id}/curves").json()["series"]
+    assert {name: len(curve["steps"]) for name, curve in series.items()} == {"a": 500, "b": 500}
+
+
 def test_what_is_refused(client, job_id, as_stranger):
     path = f"{JOBS}/{job_id}/curves"
     assert client.get(path, headers=as_stranger).status_code == 404

@@ -32,8 +32,7 @@ def stage(name: str, model: Any, file: str, method: str, **settings: Any) -> dic
     }
 
 
-def all_stages(service: Service) -> list[dict]:
-    """On two ranks each; on one, test_methods.py has them."""
+def all_stages(service: Service, *, nproc_per_node: int) -> list[dict]:
     text = "".join(f"Case {n}: {WORDS[n % 9]}, then {WORDS[n % 4]}; {n % 7} tablets.\n" for n in range(80))
     prompts = service.upload_rows([{"question": f"How is case {n} treated?"} for n in range(32)])
     pairs, chats = service.upload_rows(preferences(48)), service.upload_rows(chat_rows(48))
@@ -61,7 +60,7 @@ def all_stages(service: Service) -> list[dict]:
         stage("dpo", tuned, pairs, "dpo", max_length=256),
     ]
     for one in stages:
-        one["resources"] = {"nproc_per_node": 2}
+        one["resources"] = {"nproc_per_node": nproc_per_node}
     return stages
 
 
@@ -70,9 +69,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-def test_all_stages_in_one_submission(stack: Stack) -> None:
+@pytest.mark.parametrize("nproc_per_node", [1, 2])
+def test_all_stages_in_one_submission(stack: Stack, nproc_per_node: int) -> None:
     with stack.http() as http:
-        stages = all_stages(Service(http))
+        stages = all_stages(Service(http), nproc_per_node=nproc_per_node)
         body = {"name": "medical", "stages": stages}
         made = http.post("/pipelines", json=body)
         assert made.status_code == 200, made.text
