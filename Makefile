@@ -43,7 +43,8 @@ test-long: install ## run the slow tests, with a selection of faults
 	$(BIN)/pytest -m 'long and not gpu' -n $(JOBS) --dist loadfile
 
 faults: install ## break parts and see each guarantee kept, once each; G=2 for one of them at full count
-	FAULTS_FULL=$(G) $(BIN)/pytest -m '$(if $(G),faults(g=$(G)),faults)' -n $(JOBS) --dist loadfile
+	FAULTS_FULL=$(G) $(BIN)/pytest -m '$(if $(G),faults(g=$(G)),faults)' -n $(JOBS) --dist loadfile \
+		--no-loadscope-reorder
 
 lint: $(STAMP) ## check style, formatting, types and import rules
 	$(BIN)/ruff check

@@ -38,8 +38,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a service of their own come first: it has ended when the one that others share begins."""
-    items.sort(key=lambda item: not _has_own_stack(item))
+    """First the state machines, the longest of `make faults`: one process would end with all of them.
+
+    Then files with a service of their own: it has ended when the one that others share begins.
+    """
+    items.sort(key=lambda item: (not item.path.stem.endswith("_machine"), not _has_own_stack(item)))
 
 
 def _has_own_stack(item: pytest.Item) -> bool:
