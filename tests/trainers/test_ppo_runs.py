@@ -98,6 +98,9 @@ def test_a_run_from_spec_to_a_merged_model(make_ppo_run, events_of, reward_run: 
     } <= data[1].keys()
     assert [step["optimizer_steps"] for step in data if "optimizer_steps" in step] == [4, 4, 4]
     assert sum("valid_reward" in step for step in data) == 3  # before, at step 2, and at the end
+    told = events_of(run_dir, "checkpoint")[-1]
+    assert told["step"] == 3
+    assert told["metrics"].keys() >= {"train_reward", "train_kl", "valid_reward"}
     samples = [e["data"] for e in events_of(run_dir, "message") if e["data"].get("code") == "sample"]
     assert samples
     assert samples[0]["prompt"].startswith("Patient")

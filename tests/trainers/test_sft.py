@@ -1,5 +1,6 @@
 """The supervised method, in this process, on the tiny model."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -12,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainers.folders.checkpoints import list_checkpoints
+from trainers.folders.checkpoints import MANIFEST, list_checkpoints
 from trainers.folders.exits import NanLoss
 from trainers.run import run
 from trainers.training.loop import Guarded
@@ -68,7 +69,14 @@ def test_a_run_from_spec_to_output(make_run, events_of, curve_of, tiny_model: Pa
     (curves,) = (run_dir / "tensorboard").iterdir()
     assert b"train/loss" in curves.read_bytes()
     assert str(run_dir).encode() not in curves.read_bytes()
-    assert [step for step, _ in list_checkpoints(run_dir / "checkpoints")] == [24, 28, 30]
+    kept = list_checkpoints(run_dir / "checkpoints")
+    assert [step for step, _ in kept] == [24, 28, 30]
+    told = events_of(run_dir, "checkpoint")[-3:]
+    sums = [hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() for _, path in kept]
+    assert [(event["step"], event["manifest_sha256"]) for event in told] == list(
+        zip([24, 28, 30], sums, strict=True)
+    )
+    assert all(event["metrics"].keys() >= {"train_loss", "valid_loss", "full_valid_loss"} for event in told)
     assert str(tiny_model) not in (run_dir / "output" / "adapter_config.json").read_text()
     assert not list(run_dir.rglob("*.bin"))
 

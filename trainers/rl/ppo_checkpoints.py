@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
 from trainers.folders.artifacts import write_json
-from trainers.folders.checkpoints import Checkpoint, rotate, seal, stage
+from trainers.folders.checkpoints import Checkpoint, stage
 from trainers.folders.exits import NanLoss
 from trainers.rl.ppo_losses import KlController
 from trainers.rl.ppo_roles import POLICY, Policy
 from trainers.training.answers import answer_prompts
 from trainers.training.attempt import Attempt
-from trainers.training.ranks import barrier, rank, world_size
+from trainers.training.ranks import barrier, rank
 
 _HEAD_FILE = "value_head.safetensors"
 _OPTIMIZER_FILE = "optimizer.pt"
@@ -86,7 +86,7 @@ class Learner:
 
 def save_checkpoint(learner: Learner, attempt: Attempt, *, keep: int) -> None:
     """Writes, seals and announces a checkpoint of the step that has just ended. Every rank calls it."""
-    step, outcome, spec = learner.state.global_step, attempt.outcome, attempt.spec
+    step, outcome = learner.state.global_step, attempt.outcome
     attempt.events.phase("saving")
     for name, parameter in learner.policy.model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
@@ -107,22 +107,8 @@ def save_checkpoint(learner: Learner, attempt: Attempt, *, keep: int) -> None:
             "metrics": outcome.metrics,
         }
         write_json(staged / _PROGRESS_FILE, progress)
-        attempt.evaluation.write(staged)
-        sealed = seal(
-            staged,
-            step=step,
-            attempt=spec.attempt,
-            world_size=world_size(),
-            job_id=spec.job_id,
-            settings_sha256=spec.settings_sha256(),
-        )
-        rotate(root, keep=keep)
-        attempt.events.checkpoint(
-            step,
-            path=f"checkpoints/{sealed.path.name}",
-            manifest_sha256=sealed.manifest_sha256,
-            metrics={k: v for k, v in outcome.metrics.items() if k.startswith(("train_", "valid_"))},
-        )
+        told = [name for name in outcome.metrics if name.startswith(("train_", "valid_"))]
+        attempt.seal_checkpoint(staged, step=step, keep=keep, figures=told)
     barrier()
     attempt.events.phase("training")
 

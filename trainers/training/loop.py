@@ -12,11 +12,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from trainers.folders.artifacts import write_json
-from trainers.folders.checkpoints import Checkpoint, rotate, seal, stage
+from trainers.folders.checkpoints import Checkpoint, stage
 from trainers.folders.exits import NanLoss
 from trainers.training.answers import answer_prompts
 from trainers.training.attempt import Attempt
-from trainers.training.ranks import any_rank, barrier, rank, world_size
+from trainers.training.ranks import any_rank, barrier, rank
 from trainers.training.zero import RECOVERY_SCRIPTS, own_part
 
 _STATE_FILE = "trainer_state.json"
@@ -162,12 +162,12 @@ class Guarded(Trainer):
         self._save_rng_state(str(staged))
         barrier()
         if rank() == 0:
-            self._seal(staged, step=step, root=root)
+            self._seal(staged, step=step)
         barrier()
         self.attempt.events.phase("training")
 
-    def _seal(self, staged: Path, *, step: int, root: Path) -> None:
-        spec, outcome = self.attempt.spec, self.attempt.outcome
+    def _seal(self, staged: Path, *, step: int) -> None:
+        outcome = self.attempt.outcome
         for script in staged.glob(RECOVERY_SCRIPTS):
             script.unlink()
         self.state.save_to_json(str(staged / _STATE_FILE))
@@ -177,26 +177,11 @@ class Guarded(Trainer):
             "evaluated_step": self._evaluated_step,
         }
         write_json(staged / _PROGRESS_FILE, progress)
-        self.attempt.evaluation.write(staged)
-        sealed = seal(
-            staged,
-            step=step,
-            attempt=spec.attempt,
-            world_size=world_size(),
-            job_id=spec.job_id,
-            settings_sha256=spec.settings_sha256(),
-        )
-        rotate(root, keep=self._keep_checkpoints)
-        kept = ["train_loss", *(f"train_{name}" for name in self.reported.values())]
+        told = ["train_loss", *(f"train_{name}" for name in self.reported.values())]
         if self._evaluated_step == step:
             for name in ("loss", *self.reported.values()):
-                kept += [f"valid_{name}", f"full_valid_{name}"]
-        self.attempt.events.checkpoint(
-            step,
-            path=f"checkpoints/{sealed.path.name}",
-            manifest_sha256=sealed.manifest_sha256,
-            metrics={name: outcome.metrics[name] for name in kept if name in outcome.metrics},
-        )
+                told += [f"valid_{name}", f"full_valid_{name}"]
+        self.attempt.seal_checkpoint(staged, step=step, keep=self._keep_checkpoints, figures=told)
 
     def _check_weights(self) -> None:
         """A finite loss can still have had infinite gradients; such weights must not become a checkpoint."""
