@@ -127,6 +127,11 @@ class Model(Owned, Base):
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
 
+    @property
+    def manifest_sha256(self) -> str | None:
+        """Of a checkpoint: the sum of the manifest in `adapter_path` under which it was sealed."""
+        return self.digest if self.kind == "checkpoint" else None
+
 
 class Pipeline(Owned, Base):
     """Jobs that were submitted together because some start from what others make."""

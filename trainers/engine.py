@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from trainers.folders.artifacts import Refused, digest_folder, write_json
-from trainers.folders.checkpoints import MANIFEST, Corrupt, verify
+from trainers.folders.checkpoints import find_damage
 from trainers.models.libraries import MODELS, QUANTIZATION, SHARDING, do_without, preload
 from trainers.training.ranks import die_with_parent
 
@@ -82,13 +82,10 @@ def load_generator(
     )
 
 
-def verify_checkpoint(adapter_dir: Path | None) -> None:
-    """Raise Refused when the adapter is a checkpoint and a byte of it is not as it was written."""
-    if adapter_dir is None or not (adapter_dir / MANIFEST).exists():
-        return
-    found = verify(adapter_dir)
-    if isinstance(found, Corrupt):
-        raise Refused("corrupt_checkpoint", f"the checkpoint is damaged: {found.problem}")
+def verify_checkpoint(folder: Path, manifest_sha256: str | None) -> None:
+    """Raise Refused unless every byte of the checkpoint is as it was sealed; see `find_damage`."""
+    if problem := find_damage(folder, manifest_sha256=manifest_sha256):
+        raise Refused("corrupt_checkpoint", f"the checkpoint is damaged: {problem}")
 
 
 def verify_model(model_dir: Path, digest: str | None) -> str:
@@ -160,7 +157,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.engine", description=__doc__)
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--model-id", required=True, help="the `model` that requests name")
-    parser.add_argument("--adapter", type=Path, help="a PEFT adapter to merge in memory")
+    parser.add_argument("--adapter", type=Path, help="a PEFT adapter to merge in memory, or a checkpoint")
+    parser.add_argument("--manifest-sha256", help="of the checkpoint's manifest; no other is served")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port, named in the ready file")
     parser.add_argument("--ready-file", type=Path)
@@ -185,7 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((arguments.host, arguments.port))
     try:
-        verify_checkpoint(arguments.adapter)
+        if arguments.adapter:
+            verify_checkpoint(arguments.adapter, arguments.manifest_sha256)
         arguments.digest = verify_model(arguments.model_dir, arguments.digest)
         generator = load_generator(
             arguments.model_dir,

@@ -102,7 +102,7 @@ class Reconciler:
         processes.sweep(marker)  # an engine of an earlier reconciler
         argv = processes.module_command(
             "trainers.engine",
-            str(model.path),
+            *_describe_weights(model),
             "--model-id",
             model.id,
             "--host",
@@ -112,9 +112,6 @@ class Reconciler:
             "--ready-file",
             str(ready_file),
         )
-        # The digest of a checkpoint is of the adapter, which has a manifest of its own.
-        own = ("--adapter", model.adapter_path) if model.kind == "checkpoint" else ("--digest", model.digest)
-        argv += map(str, own)
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         env = processes.child_environment(marker, CUDA_VISIBLE_DEVICES=gpus)
         process = processes.spawn(argv, env=env, cwd=folder, log_path=folder / "log.txt")
@@ -182,6 +179,13 @@ class Reconciler:
     def _report(self, deployment_id: str, *, status: str, **values: Any) -> None:
         with self._database.write() as session:
             deployments.report(session, deployment_id, status=status, **values)
+
+
+def _describe_weights(model: Model) -> list[str]:
+    """Where they are, and the sum without which the engine serves nothing."""
+    if model.manifest_sha256 is None:
+        return [str(model.path), "--digest", str(model.digest)]
+    return [str(model.path), "--adapter", str(model.adapter_path), "--manifest-sha256", model.manifest_sha256]
 
 
 def _read_ready(path: Path) -> int | None:

@@ -276,7 +276,11 @@ def _describe_adapter(session: Session, job: Job) -> dict[str, Any]:
     if name is None:
         return {}
     model = registry.get_ready(session, name, org_id=job.org_id)
-    return {"init_adapter_dir": Path(str(model.adapter_path)), "init_adapter_digest": model.digest or ""}
+    return {
+        "init_adapter_dir": Path(str(model.adapter_path)),
+        "init_adapter_digest": model.digest or "",
+        "init_manifest_sha256": model.manifest_sha256,
+    }
 
 
 def _list_mixed(session: Session, job: Job) -> list[tuple[File, dict[str, Any]]]:

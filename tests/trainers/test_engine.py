@@ -476,16 +476,39 @@ def test_adapter_is_merged_and_sigterm_drains(start_engine, tiny_model, engine, 
     assert served.process.wait(timeout=20) == 0
 
 
-def test_a_damaged_checkpoint_is_not_served(start_engine, tiny_model, tmp_path):
-    staged = stage(tmp_path, step=3)
-    (staged / "adapter_config.json").write_text("{}")
-    (staged / "adapter_model.safetensors").write_bytes(b"x" * 100)
-    seal(staged, step=3, attempt=1, world_size=1)
-    weights = tmp_path / "step-3" / "adapter_model.safetensors"
-    weights.write_bytes(b"x" * 50 + b"y" + b"x" * 49)
+def flip_a_byte(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 50 + b"y" + b"x" * 49)
 
-    with pytest.raises(AssertionError, match=r"adapter_model\.safetensors does not match its sha256"):
-        start_engine(tiny_model, "--adapter", weights.parent)
+
+def lose_the_manifest(folder):
+    (folder / "MANIFEST.json").unlink()
+
+
+def seal_others(folder):
+    shutil.rmtree(folder)
+    seal_checkpoint(folder.parent, b"z" * 100)
+
+
+def seal_checkpoint(root, weights):
+    staged = stage(root, step=3)
+    (staged / "adapter_config.json").write_text("{}")
+    (staged / "adapter_model.safetensors").write_bytes(weights)
+    return seal(staged, step=3, attempt=1, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (flip_a_byte, r"adapter_model\.safetensors does not match its sha256"),
+        (lose_the_manifest, r"MANIFEST\.json is missing"),
+        (seal_others, r"MANIFEST\.json is of another checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_served(start_engine, tiny_model, tmp_path, damage, problem):
+    sealed = seal_checkpoint(tmp_path, b"x" * 100)
+    damage(sealed.path)
+    with pytest.raises(AssertionError, match=problem):
+        start_engine(tiny_model, "--adapter", sealed.path, "--manifest-sha256", sealed.manifest_sha256)
 
 
 def test_broken_generation_is_reported_and_ends_the_process(start_engine, tiny_model):

@@ -1,5 +1,6 @@
 """Warm start: the weights of an earlier adapter, and nothing else of its run."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tests.tiny import chat_rows
 from tests.trainers.importing.hostile import edit_json
 from tests.trainers.test_reward import pairs
+from trainers.folders.checkpoints import list_checkpoints
 from trainers.run import run
 from trainers.specs import SpecError, load_run_spec, parse_method
 from trainers.training.ranks import StopRequest
@@ -28,7 +30,9 @@ ROWS: dict[str, tuple[list[dict], list[dict]]] = {
 }
 
 
-def start_from(run_dir: Path, adapter: Path, *, digest: str = "a" * 64) -> Path:
+def start_from(
+    run_dir: Path, adapter: Path, *, digest: str = "a" * 64, manifest_sha256: str | None = None
+) -> Path:
     """Let the run start from the adapter, as the service does."""
     spec = json.loads((run_dir / "spec.json").read_text())
     spec["hyperparameters"]["init_adapter"] = "earlier"
@@ -37,6 +41,7 @@ def start_from(run_dir: Path, adapter: Path, *, digest: str = "a" * 64) -> Path:
         hyperparameters=spec["hyperparameters"],
         init_adapter_dir=str(adapter),
         init_adapter_digest=digest,
+        init_manifest_sha256=manifest_sha256,
     )
     return run_dir
 
@@ -102,6 +107,33 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_adapter(make
     assert "warm_start" not in [event["data"].get("code") for event in events_of(third, "message")]
     weights = [(run_dir / "output" / "adapter_model.safetensors").read_bytes() for run_dir in (second, third)]
     assert weights[0] == weights[1]
+
+
+def flip(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (flip, "adapter_model.safetensors does not match its sha256"),
+        (lambda folder: (folder / "MANIFEST.json").unlink(), "MANIFEST.json is missing"),
+    ],
+)
+def test_a_checkpoint_is_read_only_as_it_was_sealed(
+    make, damage: Callable[[Path], object], problem: str
+) -> None:
+    first = make("1")
+    train(first)
+    [*_, (_, newest)] = list_checkpoints(first / "checkpoints")
+    sum_ = hashlib.sha256((newest / "MANIFEST.json").read_bytes()).hexdigest()
+    assert train(start_from(make("2"), newest, manifest_sha256=sum_))["reason"] == "done"
+
+    damage(newest)
+    end = train(start_from(make("3"), newest, manifest_sha256=sum_))
+    assert end["reason"] == "bad_data"
+    assert problem in end["message"]
 
 
 def test_another_adapter_is_another_run(make) -> None:

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import update
 
 from db import files, jobs, tasks
-from db.models import Job
+from db.models import Job, Model
 from tests.db.world import World, claim
 from trainers import specs
 from workers.layouts import layout_of
@@ -108,5 +108,11 @@ def test_the_adapter_that_a_job_starts_from(world: World):
         spec = describe_run(session, lease)
 
     assert (spec.init_adapter_dir, spec.init_adapter_digest) == (world.home / "adapter", "e" * 64)
+    assert spec.init_manifest_sha256 is None
+    with world.database.write() as session:
+        session.execute(
+            update(Model).where(Model.adapter_path == str(world.home / "adapter")).values(kind="checkpoint")
+        )
+        assert describe_run(session, lease).init_manifest_sha256 == "e" * 64
     settings = spec.settings()
     assert (settings.lora_rank, settings.lora_alpha, settings.target_modules) == (4, 8, ["q_proj"])

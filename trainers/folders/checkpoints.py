@@ -105,6 +105,21 @@ def verify(path: Path) -> Checkpoint | Corrupt:
     return Checkpoint(path, body["step"], manifest, hashlib.sha256(data).hexdigest())
 
 
+def find_damage(path: Path, *, manifest_sha256: str | None) -> str | None:
+    """What is wrong with a checkpoint that was sealed under a manifest of this sum; None if nothing is.
+
+    Without the sum, what its own manifest says counts, and a folder that has none is no checkpoint.
+    """
+    if manifest_sha256 is None and not (path / MANIFEST).exists():
+        return None
+    found = verify(path)
+    if isinstance(found, Corrupt):
+        return found.problem
+    if manifest_sha256 not in (None, found.manifest_sha256):
+        return f"{MANIFEST} is of another checkpoint"
+    return None
+
+
 def latest_valid(roots: list[Path]) -> tuple[Checkpoint | None, list[Corrupt]]:
     """The furthest checkpoint whose every byte is as it was written, and the broken ones passed over.
 

@@ -11,16 +11,19 @@ from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_mod
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from trainers.folders.checkpoints import find_damage
 from trainers.specs import SpecError
 
 
-def start_from_adapter(model: Any, folder: Path, *, method: str) -> None:
+def start_from_adapter(model: Any, folder: Path, *, manifest_sha256: str | None, method: str) -> None:
     """Overwrite the fresh adapter of `model`, with its head and whole modules, by the one in `folder`.
 
     The fresh one decides what is trained, so nothing is frozen that a new run would train. Raises SpecError
-    unless both have the same scale and the same tensors.
+    unless both have the same scale and the same tensors, and for a checkpoint that is not as it was sealed.
     """
     param = f"method.{method}.hyperparameters.init_adapter"
+    if problem := find_damage(folder, manifest_sha256=manifest_sha256):
+        raise SpecError(f"init_adapter is damaged: {problem}", param=param)
     try:
         theirs, tensors = (
             PeftConfig.from_pretrained(str(folder)),

@@ -35,9 +35,10 @@ class RunSpec(Strict):
     reward_model_dir: Path | None = None
     reward_adapter_dir: Path | None = None
     reward_model_digest: str = ""
-    # The adapter that training starts from.
+    # The adapter that training starts from; of a checkpoint, also what it was sealed under.
     init_adapter_dir: Path | None = None
     init_adapter_digest: str = ""
+    init_manifest_sha256: str | None = None
     train_file: Path  # of a mixture, the first
     train_sha256: str = ""  # where it is known: bytes that have another one are refused
     train_layout: Layout = Layout()

@@ -169,7 +169,12 @@ def carry_out(trainer: Guarded, *, resume: Checkpoint | None, dtype: torch.dtype
     attempt = trainer.attempt
     outcome, events = attempt.outcome, attempt.events
     if attempt.spec.init_adapter_dir and resume is None:
-        start_from_adapter(trainer.model, attempt.spec.init_adapter_dir, method=attempt.spec.method)
+        start_from_adapter(
+            trainer.model,
+            attempt.spec.init_adapter_dir,
+            manifest_sha256=attempt.spec.init_manifest_sha256,
+            method=attempt.spec.method,
+        )
         named = attempt.spec.settings().init_adapter
         events.message(f"Starting from the weights of {named}", code="warm_start")
     if rank() == 0:
