@@ -511,6 +511,14 @@ def test_a_damaged_checkpoint_is_not_served(start_engine, tiny_model, tmp_path, 
         start_engine(tiny_model, "--adapter", sealed.path, "--manifest-sha256", sealed.manifest_sha256)
 
 
+def test_a_damaged_checkpoint_is_not_served_by_hand_either(start_engine, tiny_model, tmp_path):
+    """Without the sum of its manifest, its own manifest counts."""
+    sealed = seal_checkpoint(tmp_path, b"x" * 100)
+    flip_a_byte(sealed.path)
+    with pytest.raises(AssertionError, match=r"adapter_model\.safetensors does not match its sha256"):
+        start_engine(tiny_model, "--adapter", sealed.path)
+
+
 def test_broken_generation_is_reported_and_ends_the_process(start_engine, tiny_model):
     """The fault is real: the model raises in transformers' generation thread after the 40th step."""
     code = """
